@@ -1,0 +1,206 @@
+// The compiled module inplace_ext._C.
+#include <dlfcn.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <map>
+#include <string>
+
+#include "functions.h"
+#include "tensors.h"
+
+namespace py = pybind11;
+
+namespace inplace_ext {
+namespace {
+
+std::map<std::string, const CpuKernels*> loaded;
+
+std::string load_kernels(const std::string& path) {
+  void* const library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (library == nullptr) throw std::runtime_error(std::string("load_kernels: ") + dlerror());
+  using Entry = const CpuKernels* (*)();
+  const auto entry = reinterpret_cast<Entry>(dlsym(library, "inplace_ext_cpu_kernels"));
+  if (entry == nullptr) throw std::runtime_error("load_kernels: " + path + " is no kernel library");
+  const CpuKernels* const kernels = entry();
+  if (kernels->abi != kAbiVersion) {
+    throw std::runtime_error("load_kernels: " + path + " is of another build; install the package again");
+  }
+  loaded[kernels->capability] = kernels;
+  return kernels->capability;
+}
+
+void use_capability(const std::string& name) {
+  const auto found = loaded.find(name);
+  if (found == loaded.end()) throw std::runtime_error("use_capability: no kernels loaded for " + name);
+  active_kernels = found->second;
+}
+
+std::string path_name() {
+  static const char* const names[] = {"loop", "staged", "blocked", "program", "move"};
+  switch (last_path.taken) {
+    case Taken::none: return "";
+    case Taken::torch: return "torch";
+    case Taken::native: break;
+  }
+  return std::string(active_kernels->capability) + ":" + names[static_cast<int>(last_path.path)];
+}
+
+DType dtype_named(const std::string& name) {
+#define INPLACE_EXT_CASE(NAME, STORAGE, COMPUTE) \
+  if (name == #NAME) return DType::NAME;
+  INPLACE_EXT_FOR_DTYPES(INPLACE_EXT_CASE)
+#undef INPLACE_EXT_CASE
+  throw py::value_error("program: unknown dtype " + name);
+}
+
+// One operand of a stage from Python: None, ("s", i), ("t", i) or ("r", i) for scalar, tensor, temporary.
+void read_operand(const py::object& object, Operand& kind, uint8_t& index, int scalars, int tensors) {
+  kind = Operand::none;
+  index = 0;
+  if (object.is_none()) return;
+  const auto pair = object.cast<std::pair<std::string, int>>();
+  int limit = 0;
+  if (pair.first == "s") {
+    kind = Operand::scalar, limit = scalars;
+  } else if (pair.first == "t") {
+    kind = Operand::tensor, limit = tensors;
+  } else if (pair.first == "r") {
+    kind = Operand::temporary, limit = kMaxTemporaries;
+  } else {
+    throw py::value_error("program: an operand is (\"s\" | \"t\" | \"r\", index), got " + pair.first);
+  }
+  if (pair.second < 0 || pair.second >= limit) throw py::index_error("program: operand index out of range");
+  index = static_cast<uint8_t>(pair.second);
+}
+
+// run_program(compute, stages, tensors, scalars): stages are (name, b, c) with the names of the op table and
+// load, store, round (whose b is the name of a dtype).
+void run_program(const std::string& compute, const py::list& stages, const py::list& tensors, const py::list& scalars) {
+  if (active_kernels == nullptr) throw std::runtime_error("program: no kernels are loaded");
+  Program program;
+  program.compute = dtype_named(compute);
+  if (compute_dtype(program.compute) != program.compute) throw py::value_error("program: " + compute + " is no compute type");
+  const int n_stages = static_cast<int>(stages.size()), n_tensors = static_cast<int>(tensors.size());
+  const int n_scalars = static_cast<int>(scalars.size());
+  if (n_stages == 0 || n_stages > kMaxStages || n_tensors > kMaxTensors || n_scalars > kMaxScalars) {
+    throw py::value_error("program: at most " + std::to_string(kMaxStages) + " stages, " + std::to_string(kMaxTensors) +
+                          " tensors and " + std::to_string(kMaxScalars) + " scalars, and at least one stage");
+  }
+  for (int i = 0; i < n_scalars; ++i) {
+    Number v;
+    if (!to_number(scalars[i].ptr(), v)) throw py::type_error("program: scalars are Python numbers");
+    if (is_floating(program.compute)) {
+      program.scalar[i].d = v.as_double();
+    } else {
+      program.scalar[i].i = v.category == Number::floating ? static_cast<int64_t>(v.d) : v.i;
+    }
+  }
+  bool mutated[kMaxTensors] = {};
+  bool defined[kMaxTemporaries] = {};
+  program.stages = n_stages;
+  for (int i = 0; i < n_stages; ++i) {
+    const py::tuple stage = stages[i].cast<py::tuple>();
+    if (stage.size() != 3) throw py::value_error("program: a stage is (name, b, c)");
+    const auto name = stage[0].cast<std::string>();
+    Stage& out = program.stage[i];
+    out = {};
+    if (name == "round") {
+      out.code = kRound;
+      out.b = static_cast<uint8_t>(dtype_named(stage[1].cast<std::string>()));
+      if (!is_floating(program.compute) || !is_floating(static_cast<DType>(out.b))) {
+        throw py::value_error("program: round is between floating dtypes");
+      }
+      continue;
+    }
+    read_operand(stage[1], out.b_kind, out.b, n_scalars, n_tensors);
+    read_operand(stage[2], out.c_kind, out.c, n_scalars, n_tensors);
+    if (name == "load" || name == "store") {
+      out.code = name == "load" ? kLoad : kStore;
+      if (out.b_kind == Operand::none || out.c_kind != Operand::none ||
+          (out.code == kStore && out.b_kind == Operand::scalar)) {
+        throw py::value_error("program: bad operands of " + name);
+      }
+      if (out.code == kStore) {
+        if (out.b_kind == Operand::tensor) mutated[out.b] = true;
+        if (out.b_kind == Operand::temporary) defined[out.b] = true;
+      }
+    } else {
+      int op = 0;
+      while (op < kOps && name != kOpInfo[op].name) ++op;
+      if (op == kOps) throw py::value_error("program: unknown operation " + name);
+      const Types types = kOpInfo[op].types;
+      const bool built = types == Types::kNumber || (types == Types::kFloat && is_floating(program.compute)) ||
+                         (types == Types::kUInt8 && program.compute == DType::u8);
+      const int operands = (out.b_kind != Operand::none) + (out.c_kind != Operand::none);
+      if (!built) throw py::value_error("program: " + name + " has no form for " + compute);
+      if (operands != kOpInfo[op].operands || (operands == 1 && out.b_kind == Operand::none)) {
+        throw py::value_error("program: " + name + " takes " + std::to_string(kOpInfo[op].operands) + " operands");
+      }
+      out.code = static_cast<uint16_t>(op);
+    }
+    const auto check = [&](Operand kind, uint8_t index) {
+      if (kind == Operand::temporary && !defined[index]) throw py::value_error("program: temporary read before it is stored");
+    };
+    check(out.b_kind, out.b);
+    check(out.c_kind, out.c);
+  }
+  const at::Tensor* pointer[kMaxTensors];
+  for (int t = 0; t < n_tensors; ++t) {
+    py::object object = tensors[t];
+    pointer[t] = mutated[t] ? writable_tensor(object.ptr()) : plain_tensor(object.ptr());
+    if (pointer[t] == nullptr) throw py::type_error("program: tensor " + std::to_string(t) + " is not a plain CPU tensor");
+  }
+  switch (execute_program(program, pointer, mutated, n_tensors)) {
+    case Outcome::done: return;
+    case Outcome::error: throw py::error_already_set();
+    case Outcome::delegate: throw py::value_error("program: the tensors have too many dims");
+  }
+}
+
+py::dict build_info() {
+  py::dict info;
+  info["compiler"] = __VERSION__;
+  info["cxx_standard"] = __cplusplus;
+  info["torch_cuda"] = false;
+  py::dict limits;
+  limits["stages"] = kMaxStages;
+  limits["tensors"] = kMaxTensors;
+  limits["temporaries"] = kMaxTemporaries;
+  limits["scalars"] = kMaxScalars;
+  info["program_limits"] = limits;
+  return info;
+}
+
+} // namespace
+} // namespace inplace_ext
+
+PYBIND11_MODULE(_C, m) {
+  using namespace inplace_ext;
+  m.doc() = "Compiled part of inplace_ext: argument parsing, checks, choice of path.";
+  m.def("native_names", native_names, "Names of the operations with kernels of their own.");
+  m.def(
+      "make_function",
+      [](const std::string& name, const py::object& kernel, const std::string& signature, const std::string& doc,
+         const py::object& delegate, const py::object& guarded, bool divides) {
+        PyObject* f = make_function(name, kernel.is_none() ? "" : kernel.cast<std::string>(), signature, doc,
+                                    delegate.ptr(), guarded.ptr(), divides);
+        if (f == nullptr) throw py::error_already_set();
+        return py::reinterpret_steal<py::object>(f);
+      },
+      py::arg("name"), py::arg("kernel_name"), py::arg("signature"), py::arg("doc"), py::arg("delegate"),
+      py::arg("guarded"), py::arg("divides"));
+  m.def("set_error_hook", [](const py::object& hook) { set_error_hook(hook.ptr()); });
+  m.def("set_enabled", set_enabled);
+  m.def("load_kernels", load_kernels, py::arg("path"), "Loads a CPU kernel library; returns its capability.");
+  m.def("use_capability", use_capability, py::arg("name"));
+  m.def("capability", [] { return std::string(active_kernels == nullptr ? "" : active_kernels->capability); });
+  m.def("loaded_capabilities", [] {
+    std::vector<std::string> names;
+    for (const auto& [name, kernels] : loaded) names.push_back(name);
+    return names;
+  });
+  m.def("last_path", path_name, "The path that the last call on this thread took.");
+  m.def("run_program", run_program, py::arg("compute"), py::arg("stages"), py::arg("tensors"), py::arg("scalars"));
+  m.def("build_info", build_info);
+}

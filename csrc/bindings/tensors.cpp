@@ -1,0 +1,443 @@
+#include "tensors.h"
+
+#include <ATen/MemoryOverlap.h>
+#include <ATen/Parallel.h>
+#include <ATen/PythonTorchFunctionTLS.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/empty.h>
+#include <c10/core/InferenceMode.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <torch/csrc/autograd/python_variable.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <numeric>
+
+#include "overlap.h"
+
+namespace inplace_ext {
+
+const CpuKernels* active_kernels = nullptr;
+thread_local LastPath last_path;
+
+namespace {
+
+// Elements of a cheap operation that are worth a second thread, as in torch.
+constexpr int64_t kGrain = 32768;
+// Work below this many element-costs is over before another thread could take the GIL.
+constexpr int64_t kKeepGil = 8192;
+// An operand that shares memory with the tensor is copied first if it is no larger than this.
+constexpr int64_t kOperandBuffer = 1 << 20;
+
+// The dispatch keys of a plain CPU tensor made outside and inside inference mode. Subclasses, wrappers, lazy
+// conjugates and negatives, named, sparse, quantized and functional tensors all differ in some key.
+struct PlainKeys {
+  uint64_t normal, inference;
+  PlainKeys() {
+    const c10::DispatchKeySet some = at::empty({0}, at::kFloat).key_set();
+    const auto autograd = c10::getAutogradRelatedKeySetFromBackend(c10::BackendComponent::CPUBit);
+    normal = (some | autograd).raw_repr();
+    inference = (some - c10::autograd_dispatch_keyset_with_ADInplaceOrView).raw_repr();
+  }
+};
+const PlainKeys& plain_keys() {
+  static const PlainKeys keys;
+  return keys;
+}
+
+bool has_forward_grad(const at::Tensor& t) {
+  auto* meta = t.unsafeGetTensorImpl()->autograd_meta();
+  return meta != nullptr && t._fw_grad(/*level=*/0).defined();
+}
+
+int cost_of(const Program& program) {
+  int cost = 0;
+  for (int i = 0; i < program.stages; ++i) {
+    if (program.stage[i].code < kOps) cost += kOpInfo[program.stage[i].code].cost;
+  }
+  return std::max(cost, 1);
+}
+
+// Runs f over [0, n), on several threads where the work is worth it, without the GIL where it is long.
+template <class F>
+void parallel(int64_t n, int cost, const F& f) {
+  if (n * cost <= kKeepGil) {
+    f(0, n);
+    return;
+  }
+  PyThreadState* state = PyEval_SaveThread();
+  try {
+    at::parallel_for(0, n, std::max<int64_t>(kGrain / cost, 1), f);
+  } catch (...) {
+    PyEval_RestoreThread(state);
+    throw;
+  }
+  PyEval_RestoreThread(state);
+}
+
+// The same elements at the same places: any order of the dims will do.
+bool same_layout(const at::Tensor& a, const at::Tensor& b) {
+  return a.sizes() == b.sizes() && a.strides() == b.strides();
+}
+
+bool broadcasts_to(const at::Tensor& t, const at::Tensor& x) {
+  const auto from = t.sizes(), to = x.sizes();
+  if (from.size() > to.size()) return false;
+  for (size_t i = 1; i <= from.size(); ++i) {
+    const int64_t size = from[from.size() - i];
+    if (size != 1 && size != to[to.size() - i]) return false;
+  }
+  return true;
+}
+
+// The common index space of x and the tensors that broadcast to it: dims ordered by the strides of x, so that
+// memory is walked in order, and merged where all tensors allow. False if more dims remain than fit.
+bool make_space(Space& space, const at::Tensor* const* tensors, const DType* dtypes, const bool* mutated, int count,
+                const at::Tensor& x) {
+  const int rank = static_cast<int>(x.dim());
+  c10::SmallVector<int, 16> order;
+  const auto sizes = x.sizes(), strides = x.strides();
+  for (int d = rank - 1; d >= 0; --d) {
+    if (sizes[d] == 1) continue;
+    auto at = order.end();
+    while (at != order.begin() && strides[*(at - 1)] > strides[d]) --at;
+    order.insert(at, d);
+  }
+  space.dims = 0;
+  space.tensors = count;
+  const auto stride_of = [&](int t, int d) -> int64_t {
+    const at::Tensor& a = *tensors[t];
+    const int64_t own = d - (rank - a.dim());
+    return own < 0 || a.size(own) == 1 ? 0 : a.stride(own) * item_size(dtypes[t]);
+  };
+  for (int t = 0; t < count; ++t) {
+    TensorArg& arg = space.tensor[t];
+    arg.dtype = dtypes[t];
+    arg.mutated = mutated[t];
+    arg.data = static_cast<char*>(mutated[t] ? tensors[t]->mutable_data_ptr()
+                                             : const_cast<void*>(tensors[t]->const_data_ptr()));
+  }
+  for (const int d : order) {
+    bool merge = space.dims > 0;
+    for (int t = 0; t < count && merge; ++t) {
+      merge = stride_of(t, d) == space.tensor[t].stride[space.dims - 1] * space.size[space.dims - 1];
+    }
+    if (merge) {
+      space.size[space.dims - 1] *= sizes[d];
+      continue;
+    }
+    if (space.dims == kMaxDims) return false;
+    space.size[space.dims] = sizes[d];
+    for (int t = 0; t < count; ++t) space.tensor[t].stride[space.dims] = stride_of(t, d);
+    ++space.dims;
+  }
+  return true;
+}
+
+// Makes the operand safe to read while x is written. Its elements may lie at the same places as those of x, or
+// nowhere in x; else it is copied first if it is small, and refused if not: a copy would cost what an in-place
+// operation is there to save.
+enum class Shared { no, copied, refused };
+Shared separate(const at::Tensor& x, DType x_dtype, const at::Tensor& operand, DType dtype, at::Tensor& copy) {
+  if (!may_share(x, item_size(x_dtype), operand, item_size(dtype))) return Shared::no;
+  if (operand.numel() * item_size(dtype) > kOperandBuffer) return Shared::refused;
+  copy = operand.clone();
+  return Shared::copied;
+}
+
+Outcome overlap_error(const at::Tensor& x, const at::Tensor& operand) {
+  // Torch has an error of its own for the simple cases; only what it would compute wrongly is refused here.
+  if (at::get_overlap_status(x, operand) == at::MemOverlapStatus::Partial) return Outcome::delegate;
+  PyErr_Format(PyExc_RuntimeError,
+               "unsupported operation: an operand shares memory with input, at other positions, and is too large to "
+               "buffer (%lld elements). Pass operand.clone().",
+               static_cast<long long>(operand.numel()));
+  return Outcome::error;
+}
+
+void run_space(const Program& program, const Space& space) {
+  const CpuKernels& kernels = *active_kernels;
+  Path path = Path::loop;
+  parallel(space.numel(), cost_of(program),
+           [&](int64_t begin, int64_t end) {
+             const Path taken = kernels.run(program, space, begin, end);
+             if (begin == 0) path = taken;
+           });
+  last_path = {Taken::native, path};
+}
+
+Outcome run_on(const Program& program, const at::Tensor* const* tensors, const DType* dtypes, const bool* mutated,
+               int count, const at::Tensor& x) {
+  Space space;
+  if (!make_space(space, tensors, dtypes, mutated, count, x)) return Outcome::delegate;
+  run_space(program, space);
+  return Outcome::done;
+}
+
+} // namespace
+
+bool to_dtype(at::ScalarType type, DType& out) {
+  switch (type) {
+    case at::kFloat: out = DType::f32; return true;
+    case at::kDouble: out = DType::f64; return true;
+    case at::kHalf: out = DType::f16; return true;
+    case at::kBFloat16: out = DType::bf16; return true;
+    case at::kByte: out = DType::u8; return true;
+    case at::kChar: out = DType::i8; return true;
+    case at::kShort: out = DType::i16; return true;
+    case at::kInt: out = DType::i32; return true;
+    case at::kLong: out = DType::i64; return true;
+    case at::kBool: out = DType::b8; return true;
+    default: return false;
+  }
+}
+
+bool to_number(PyObject* object, Number& out) {
+  if (PyFloat_Check(object)) {
+    out.category = Number::floating;
+    out.d = PyFloat_AS_DOUBLE(object);
+    return true;
+  }
+  if (PyBool_Check(object)) {
+    out.category = Number::boolean;
+    out.i = object == Py_True;
+    return true;
+  }
+  if (PyLong_Check(object)) {
+    int overflow = 0;
+    out.category = Number::integer;
+    out.i = PyLong_AsLongLongAndOverflow(object, &overflow);
+    return overflow == 0;
+  }
+  return false;
+}
+
+bool no_modes() {
+  if (at::impl::torch_function_mode_enabled()) return false;
+  const auto tls = c10::impl::tls_local_dispatch_key_set();
+  return (tls.included_ - c10::default_included_set).empty();
+}
+
+const at::Tensor* plain_tensor(PyObject* object) {
+  if (!THPVariable_CheckExact(object)) return nullptr;
+  const at::Tensor& t = THPVariable_Unpack(object);
+  const uint64_t keys = t.unsafeGetTensorImpl()->key_set().raw_repr();
+  const PlainKeys& plain = plain_keys();
+  if (keys != plain.normal && keys != plain.inference) return nullptr;
+  if (t.unsafeGetTensorImpl()->autograd_meta() != nullptr) {
+    if (at::GradMode::is_enabled() && t.requires_grad()) return nullptr;
+    if (has_forward_grad(t)) return nullptr;
+  }
+  return &t;
+}
+
+const at::Tensor* writable_tensor(PyObject* object) {
+  const at::Tensor* t = plain_tensor(object);
+  if (t == nullptr) return nullptr;
+  c10::TensorImpl* impl = t->unsafeGetTensorImpl();
+  if (impl->key_set().raw_repr() == plain_keys().inference && !c10::InferenceMode::is_enabled()) return nullptr;
+  if (!impl->is_non_overlapping_and_dense() && may_overlap_itself(*t)) return nullptr;
+  return t;
+}
+
+void bump_version(const at::Tensor& x) {
+  c10::TensorImpl* impl = x.unsafeGetTensorImpl();
+  if (!impl->is_inference()) impl->bump_version();
+}
+
+Outcome execute(Op op, const at::Tensor& x, DType x_dtype, DType compute, Argument b, Argument c) {
+  const CpuKernels& kernels = *active_kernels;
+  const int64_t n = x.numel();
+  Argument* const arguments[2] = {&b, &c};
+  // The plain case first: one loop over memory.
+  bool flat = compute_dtype(x_dtype) == compute && x.unsafeGetTensorImpl()->is_non_overlapping_and_dense();
+  int variant = 0;
+  const void* pointer[2] = {};
+  Scalar scalar[2] = {b.scalar, c.scalar};
+  char* const data = static_cast<char*>(flat ? x.mutable_data_ptr() : nullptr);
+  const int item = item_size(x_dtype);
+  for (int i = 0; i < 2 && flat; ++i) {
+    const Argument& a = *arguments[i];
+    if (a.kind == Operand::scalar) {
+      variant |= i == 0 ? kScalarB : kScalarC;
+    } else if (a.kind == Operand::tensor) {
+      DType dtype;
+      flat = same_layout(x, *a.tensor) && to_dtype(a.tensor->scalar_type(), dtype) && dtype == x_dtype;
+      if (!flat) break;
+      const char* p = static_cast<const char*>(a.tensor->const_data_ptr());
+      // The same memory, or none in common.
+      flat = p == data || p + n * item <= data || data + n * item <= p;
+      pointer[i] = p;
+    }
+  }
+  if (flat) {
+    const LoopFn loop = kernels.loop[static_cast<int>(op)][static_cast<int>(x_dtype)][variant];
+    if (loop == nullptr) return Outcome::delegate;
+    const char* pb = static_cast<const char*>(pointer[0]);
+    const char* pc = static_cast<const char*>(pointer[1]);
+    const int cost = kOpInfo[static_cast<int>(op)].cost;
+    if (n * cost <= kKeepGil) {
+      loop(data, pb, pc, scalar, n);
+    } else {
+      parallel(n, cost, [&](int64_t begin, int64_t end) {
+        const int64_t offset = begin * item;
+        loop(data + offset, pb ? pb + offset : nullptr, pc ? pc + offset : nullptr, scalar, end - begin);
+      });
+    }
+    last_path = {Taken::native, Path::loop};
+    return Outcome::done;
+  }
+
+  const at::Tensor* tensors[3] = {&x};
+  DType dtypes[3] = {x_dtype};
+  const bool mutated[3] = {true};
+  at::Tensor copies[2];
+  Program program;
+  program.compute = compute;
+  program.stages = 3;
+  program.stage[0] = {kLoad, Operand::tensor, Operand::none, 0, 0};
+  program.stage[1] = {static_cast<uint16_t>(op), b.kind, c.kind, 0, 1};
+  program.stage[2] = {kStore, Operand::tensor, Operand::none, 0, 0};
+  int count = 1;
+  for (int i = 0; i < 2; ++i) {
+    Argument& a = *arguments[i];
+    program.scalar[i] = a.scalar;
+    if (a.kind != Operand::tensor) continue;
+    if (!to_dtype(a.tensor->scalar_type(), dtypes[count]) || !broadcasts_to(*a.tensor, x)) return Outcome::delegate;
+    tensors[count] = a.tensor;
+    if (n > 0) {
+      const Shared shared = separate(x, x_dtype, *a.tensor, dtypes[count], copies[i]);
+      if (shared == Shared::refused) return overlap_error(x, *a.tensor);
+      if (shared == Shared::copied) {
+        if (at::get_overlap_status(x, *a.tensor) == at::MemOverlapStatus::Partial) return Outcome::delegate;
+        tensors[count] = &copies[i];
+      }
+    }
+    (i == 0 ? program.stage[1].b : program.stage[1].c) = static_cast<uint8_t>(count);
+    ++count;
+  }
+  return run_on(program, tensors, dtypes, mutated, count, x);
+}
+
+Outcome execute_move(const at::Tensor& x, DType x_dtype, Argument source) {
+  const CpuKernels& kernels = *active_kernels;
+  const int64_t n = x.numel();
+  const int item = item_size(x_dtype);
+  const bool dense = x.unsafeGetTensorImpl()->is_non_overlapping_and_dense();
+  if (source.kind == Operand::scalar) {
+    if (dense) {
+      char* const data = static_cast<char*>(x.mutable_data_ptr());
+      parallel(n, 1, [&](int64_t begin, int64_t end) {
+        kernels.fill(data + begin * item, x_dtype, source.scalar, end - begin);
+      });
+      last_path = {Taken::native, Path::move};
+      return Outcome::done;
+    }
+  } else if (dense && same_layout(x, *source.tensor)) {
+    DType dtype;
+    if (!to_dtype(source.tensor->scalar_type(), dtype)) return Outcome::delegate;
+    char* const data = static_cast<char*>(x.mutable_data_ptr());
+    const char* const from = static_cast<const char*>(source.tensor->const_data_ptr());
+    const int from_item = item_size(dtype);
+    if (from == data && dtype == x_dtype) {
+      last_path = {Taken::native, Path::move};
+      return Outcome::done;
+    }
+    if (from + n * from_item <= data || data + n * item <= from) {
+      parallel(n, 1, [&](int64_t begin, int64_t end) {
+        kernels.convert(data + begin * item, x_dtype, from + begin * from_item, dtype, end - begin);
+      });
+      last_path = {Taken::native, Path::move};
+      return Outcome::done;
+    }
+  }
+  const at::Tensor* tensors[2] = {&x, source.tensor};
+  DType dtypes[2] = {x_dtype, x_dtype};
+  const bool mutated[2] = {true, false};
+  Program program;
+  program.compute = compute_dtype(x_dtype);
+  program.stages = 2;
+  program.stage[0] = {kLoad, source.kind, Operand::none, static_cast<uint8_t>(source.kind == Operand::tensor), 0};
+  program.stage[1] = {kStore, Operand::tensor, Operand::none, 0, 0};
+  program.scalar[0] = source.scalar;
+  at::Tensor copy;
+  int count = 1;
+  if (source.kind == Operand::tensor) {
+    if (!to_dtype(source.tensor->scalar_type(), dtypes[1]) || !broadcasts_to(*source.tensor, x)) {
+      return Outcome::delegate;
+    }
+    if (n > 0) {
+      const Shared shared = separate(x, x_dtype, *source.tensor, dtypes[1], copy);
+      if (shared == Shared::refused) return overlap_error(x, *source.tensor);
+      if (shared == Shared::copied) {
+        if (at::get_overlap_status(x, *source.tensor) == at::MemOverlapStatus::Partial) return Outcome::delegate;
+        tensors[1] = &copy;
+      }
+    }
+    count = 2;
+  }
+  return run_on(program, tensors, dtypes, mutated, count, x);
+}
+
+Outcome execute_program(const Program& program, const at::Tensor* const* tensors, const bool* mutated, int count) {
+  const at::Tensor* x = nullptr;
+  DType dtypes[kMaxTensors];
+  for (int t = 0; t < count; ++t) {
+    if (mutated[t] && x == nullptr) x = tensors[t];
+    if (!to_dtype(tensors[t]->scalar_type(), dtypes[t])) {
+      PyErr_Format(PyExc_TypeError, "program: tensor %d has a dtype without kernels", t);
+      return Outcome::error;
+    }
+  }
+  if (x == nullptr) {
+    PyErr_SetString(PyExc_ValueError, "program: no tensor is written");
+    return Outcome::error;
+  }
+  for (int t = 0; t < count; ++t) {
+    if (mutated[t] ? tensors[t]->sizes() != x->sizes() : !broadcasts_to(*tensors[t], *x)) {
+      PyErr_Format(PyExc_RuntimeError, "program: the shape of tensor %d does not fit the shape of the written tensors", t);
+      return Outcome::error;
+    }
+    for (int u = 0; u < t; ++u) {
+      if ((mutated[t] || mutated[u]) && x->numel() > 0 &&
+          may_share(*tensors[u], item_size(dtypes[u]), *tensors[t], item_size(dtypes[t]))) {
+        PyErr_Format(PyExc_RuntimeError, "program: tensors %d and %d share memory at different positions", u, t);
+        return Outcome::error;
+      }
+    }
+  }
+  const Outcome outcome = run_on(program, tensors, dtypes, mutated, count, *x);
+  if (outcome == Outcome::done) {
+    for (int t = 0; t < count; ++t) {
+      if (mutated[t]) bump_version(*tensors[t]);
+    }
+  }
+  return outcome;
+}
+
+bool holds_zero(const at::Tensor& t, DType dtype) {
+  const int item = item_size(dtype);
+  const char* p = static_cast<const char*>(t.const_data_ptr());
+  if (t.unsafeGetTensorImpl()->is_non_overlapping_and_dense()) return active_kernels->contains_zero(p, dtype, t.numel());
+  // Row by row of the last dim.
+  const int rank = static_cast<int>(t.dim());
+  const int64_t row = t.size(rank - 1), step = t.stride(rank - 1) * item;
+  const int64_t rows = row == 0 ? 0 : t.numel() / row;
+  for (int64_t r = 0; r < rows; ++r) {
+    int64_t offset = 0, rest = r;
+    for (int d = rank - 2; d >= 0; --d) {
+      offset += rest % t.size(d) * t.stride(d) * item;
+      rest /= t.size(d);
+    }
+    if (step == item) {
+      if (active_kernels->contains_zero(p + offset, dtype, row)) return true;
+    } else {
+      for (int64_t i = 0; i < row; ++i) {
+        if (active_kernels->contains_zero(p + offset + i * step, dtype, 1)) return true;
+      }
+    }
+  }
+  return false;
+}
+
+} // namespace inplace_ext

@@ -1,0 +1,74 @@
+// What the fast path takes and how it lays tensors out for a kernel. Everything here only looks: a tensor is
+// written by execute() alone, after every check has passed.
+#pragma once
+#include <Python.h>
+
+#include <ATen/core/Tensor.h>
+
+#include "inplace_ext/program.h"
+
+namespace inplace_ext {
+
+// Kernels in use, or null where none is loaded (everything delegates then).
+extern const CpuKernels* active_kernels;
+
+// Which path the last call on this thread took.
+enum class Taken : uint8_t { none, torch, native };
+struct LastPath {
+  Taken taken = Taken::none;
+  Path path = Path::loop;
+};
+extern thread_local LastPath last_path;
+
+// Dtypes that have kernels.
+bool to_dtype(at::ScalarType type, DType& out);
+
+// A Python number, or the value of a CPU tensor of no dims: what torch calls a scalar.
+struct Number {
+  enum Category : uint8_t { boolean, integer, floating } category;
+  union {
+    int64_t i;
+    double d;
+  };
+  double as_double() const {
+    return category == floating ? d : static_cast<double>(i);
+  }
+};
+// False (and no Python error) where the object is no number that the fast path takes.
+bool to_number(PyObject* object, Number& out);
+
+// True if no mode, functorch level, tracer or the like stands between the caller and the CPU kernels.
+bool no_modes();
+
+// A plain dense CPU tensor with nothing to record: the only kind that the fast path reads.
+// Null where the object is anything else.
+const at::Tensor* plain_tensor(PyObject* object);
+// The same for the tensor that is written: in addition no two of its elements may share memory.
+const at::Tensor* writable_tensor(PyObject* object);
+
+// An operand of an operation: absent, a number in the form of the compute type, or a tensor.
+struct Argument {
+  Operand kind = Operand::none;
+  Scalar scalar{};
+  const at::Tensor* tensor = nullptr;
+};
+
+// How a call ended: done, or torch is to do it (and to raise what is to be raised), or a Python error is set.
+enum class Outcome : uint8_t { done, delegate, error };
+
+// x = op(x, b, c) computed in `compute`; x and the tensors have passed the checks above. Checks what is left,
+// shapes and overlap, then runs.
+Outcome execute(Op op, const at::Tensor& x, DType x_dtype, DType compute, Argument b, Argument c);
+// x = source, converted.
+Outcome execute_move(const at::Tensor& x, DType x_dtype, Argument source);
+// Any program; the first mutated tensor gives the shape. The tensors are taken as they come from Python and
+// checked here; sets a Python error where they do not fit.
+Outcome execute_program(const Program& program, const at::Tensor* const* tensors, const bool* mutated, int count);
+
+// True if an integer tensor holds a zero.
+bool holds_zero(const at::Tensor& t, DType dtype);
+
+// x has changed: tell autograd, as torch's in-place operations do.
+void bump_version(const at::Tensor& x);
+
+} // namespace inplace_ext

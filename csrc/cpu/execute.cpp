@@ -1,0 +1,660 @@
+// The executor: walks an index space in pieces on which every tensor is a contiguous array of the type that is
+// computed in, and hands each piece to the plain loop (one operation) or to the pipeline (a chain).
+//
+// A tensor that is not such an array on a piece is staged: gathered into a small buffer that stays in L1, and
+// scattered from it if the program changes it. So strides, broadcasts and dtypes are known here and nowhere
+// else, and each element is still read once and written once.
+#include "kernels.h"
+
+namespace inplace_ext {
+
+const Tables& kernel_tables() {
+  static const Tables* const instance = [] {
+    static Tables t{};
+    add_loops<float>(t.loop);
+    add_loops<double>(t.loop);
+    add_loops<half_t>(t.loop);
+    add_loops<bfloat16_t>(t.loop);
+    add_loops<uint8_t>(t.loop);
+    add_loops<int8_t>(t.loop);
+    add_loops<int16_t>(t.loop);
+    add_loops<int32_t>(t.loop);
+    add_loops<int64_t>(t.loop);
+    add_loops<bool_t>(t.loop);
+    add_stages<float>(t.stages[static_cast<int>(DType::f32)]);
+    add_stages<double>(t.stages[static_cast<int>(DType::f64)]);
+    add_stages<uint8_t>(t.stages[static_cast<int>(DType::u8)]);
+    add_stages<int8_t>(t.stages[static_cast<int>(DType::i8)]);
+    add_stages<int16_t>(t.stages[static_cast<int>(DType::i16)]);
+    add_stages<int32_t>(t.stages[static_cast<int>(DType::i32)]);
+    add_stages<int64_t>(t.stages[static_cast<int>(DType::i64)]);
+    return &t;
+  }();
+  return *instance;
+}
+
+namespace {
+
+// Rows shorter than this are not worth a call each: pieces then span rows, through staging where needed. A row
+// that needs staging anyway must be longer to be worth a piece of its own.
+constexpr int64_t kShortRow = 8, kShortStagedRow = 64;
+// The longest row that is repeated in a buffer.
+constexpr int64_t kMaxPeriod = 128;
+// The block in which a transposed tensor is turned: kBlockRows elements fill at least half a cache line.
+constexpr int64_t kBlockRows = 16, kBlockColumns = 64;
+constexpr int kMaxItem = 8;
+
+int64_t min(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}
+
+// A block of elements in memory: `rows` rows of `columns`, with their strides in bytes.
+struct Patch {
+  char* p;
+  int64_t columns, column_stride;
+  int64_t rows, row_stride;
+};
+template <class T>
+void gather(char* dst, const Patch& from) {
+  T* out = reinterpret_cast<T*>(dst);
+  for (int64_t r = 0; r < from.rows; ++r) {
+    const char* p = from.p + r * from.row_stride;
+    for (int64_t c = 0; c < from.columns; ++c, p += from.column_stride) std::memcpy(out + c, p, sizeof(T));
+    out += from.columns;
+  }
+}
+template <class T>
+void scatter(const Patch& to, const char* src) {
+  const T* in = reinterpret_cast<const T*>(src);
+  for (int64_t r = 0; r < to.rows; ++r) {
+    char* p = to.p + r * to.row_stride;
+    for (int64_t c = 0; c < to.columns; ++c, p += to.column_stride) std::memcpy(p, in + c, sizeof(T));
+    in += to.columns;
+  }
+}
+// A patch into an array and back.
+void gather(int item, char* dst, const Patch& from) {
+  if (from.column_stride == item && from.rows == 1) {
+    std::memcpy(dst, from.p, from.columns * item);
+  } else if (item == 1) {
+    gather<uint8_t>(dst, from);
+  } else if (item == 2) {
+    gather<uint16_t>(dst, from);
+  } else if (item == 4) {
+    gather<uint32_t>(dst, from);
+  } else {
+    gather<uint64_t>(dst, from);
+  }
+}
+void scatter(int item, const Patch& to, const char* src) {
+  if (to.column_stride == item && to.rows == 1) {
+    std::memcpy(to.p, src, to.columns * item);
+  } else if (item == 1) {
+    scatter<uint8_t>(to, src);
+  } else if (item == 2) {
+    scatter<uint16_t>(to, src);
+  } else if (item == 4) {
+    scatter<uint32_t>(to, src);
+  } else {
+    scatter<uint64_t>(to, src);
+  }
+}
+
+// How a tensor's elements on a piece reach the arithmetic: where they lie, as one number, from a buffer that
+// repeats a short row, or through a buffer that is filled for the piece.
+enum class Kind : uint8_t { direct, splat, periodic, staged };
+
+// One tensor of the program as the executor sees it.
+struct Slot {
+  const TensorArg* arg;
+  DType want;     // the dtype that the loop or the first stage reads
+  int item;       // bytes of an element in memory
+  int want_item;  // and of one of `want`
+  bool used, read;
+  bool linear;    // contiguous over the whole space
+  bool constant;  // one element for the whole space
+  bool converted; // dtype != want
+  int64_t period; // where the inner dims repeat over all the others: their number of elements; else 0
+  Kind kind;
+};
+
+class Executor {
+ public:
+  Executor(const Program& program, const Space& space) : program_(program), space_(space) {
+    single_ = program.stages == 3 && program.stage[0].code == kLoad && program.stage[0].b_kind == Operand::tensor &&
+              program.stage[1].code < kOps && program.stage[2].code == kStore &&
+              program.stage[0].b == program.stage[2].b;
+    // {load b; store a} with nothing between is conversion and layout only, with no compute type in the middle.
+    move_ = program.stages == 2 && program.stage[0].code == kLoad && program.stage[1].code == kStore;
+    link();
+  }
+
+  Path run(int64_t begin, int64_t end) {
+    if (begin >= end) return path_;
+    repeat_rows();
+    if (!blocked_) {
+      pieces(begin, end);
+      return path_;
+    }
+    // Whole rows in blocks, what is left of a row before and after them by itself.
+    const int64_t row = space_.size[0], first = (begin + row - 1) / row, last = end / row;
+    if (first >= last) {
+      pieces(begin, end);
+    } else {
+      pieces(begin, first * row);
+      blocks(first, last);
+      pieces(last * row, end);
+    }
+    return path_;
+  }
+
+ private:
+  // Decides for each tensor what its consumers want to read, and how the space is cut.
+  void link() {
+    const Program& p = program_;
+    for (int t = 0; t < space_.tensors; ++t) {
+      const TensorArg& a = space_.tensor[t];
+      slot_[t] = {&a, a.dtype, item_size(a.dtype), 0, false, false, is_linear(a), is_constant(a), false,
+                  0,  Kind::direct};
+    }
+    const StageTable& stages = kernel_tables().stages[static_cast<int>(p.compute)];
+    bool as_operand[kMaxTensors] = {};
+    bool written[kMaxTensors] = {};
+    for (int i = 0; i < p.stages; ++i) {
+      const Stage& s = p.stage[i];
+      if (s.b_kind == Operand::tensor) {
+        slot_[s.b].used = true;
+        if (s.code < kOps) as_operand[s.b] = true;
+        if (s.code == kStore) {
+          written[s.b] = true;
+        } else if (!written[s.b]) {
+          slot_[s.b].read = true;
+        }
+      }
+      if (s.c_kind == Operand::tensor) {
+        slot_[s.c].used = as_operand[s.c] = true;
+        if (!written[s.c]) slot_[s.c].read = true;
+      }
+    }
+    if (single_) {
+      // The loop of the tensor's own dtype if all tensors are of it, else that of the compute type.
+      bool same = compute_dtype(slot_[p.stage[0].b].arg->dtype) == p.compute;
+      for (int t = 0; t < space_.tensors; ++t) {
+        if (slot_[t].used && !slot_[t].constant && slot_[t].arg->dtype != slot_[p.stage[0].b].arg->dtype) same = false;
+      }
+      const DType dtype = same ? slot_[p.stage[0].b].arg->dtype : p.compute;
+      for (int t = 0; t < space_.tensors; ++t) slot_[t].want = dtype;
+      dtype_ = dtype;
+    } else if (!move_) {
+      for (int t = 0; t < space_.tensors; ++t) {
+        const bool direct = !as_operand[t] && stages.load[static_cast<int>(slot_[t].want)] != nullptr;
+        if (!direct) slot_[t].want = p.compute;
+      }
+    }
+    cut();
+    path_ = move_      ? Path::move
+            : !single_ ? Path::program
+            : blocked_ ? Path::blocked
+            : plain_   ? Path::loop
+                       : Path::staged;
+    pipeline_ = !single_ && !move_;
+    if (pipeline_) compile(stages);
+  }
+
+  // Decides how the space is cut into pieces, and with that how each tensor is read on a piece.
+  void cut() {
+    plain_ = true;
+    bool repeats = true, converts = false, strides = false;
+    blocked_ = false;
+    for (int t = 0; t < space_.tensors; ++t) {
+      Slot& s = slot_[t];
+      if (!s.used) continue;
+      s.want_item = item_size(s.want);
+      s.converted = s.arg->dtype != s.want;
+      s.period = s.arg->mutated ? 0 : period_of(*s.arg);
+      const bool simple = s.linear || s.constant;
+      plain_ &= simple && !s.converted;
+      repeats &= simple || s.period > 0;
+      converts |= s.converted && !s.constant;
+      strides |= !simple && s.arg->stride[0] != 0 && s.arg->stride[0] != s.item;
+      if (space_.dims > 1 && !simple && s.arg->stride[0] > s.item * 4 && s.arg->stride[1] == s.item &&
+          space_.size[0] >= 4 && space_.size[1] >= 4) {
+        blocked_ = true;
+      }
+    }
+    const int64_t row = space_.dims > 0 ? space_.size[0] : 1;
+    const bool worth_a_call = row >= (converts || strides || !single_ ? kShortStagedRow : kShortRow);
+    by_row_ = !plain_ && (blocked_ || space_.dims == 1 || (!repeats && worth_a_call));
+    staged_ = false;
+    for (int t = 0; t < space_.tensors; ++t) {
+      Slot& s = slot_[t];
+      if (!s.used) continue;
+      const int64_t inner = by_row_ ? s.arg->stride[0] : -1;
+      if ((s.constant || inner == 0) && !s.arg->mutated) {
+        s.kind = Kind::splat;
+      } else if (!by_row_ && s.period > 0) {
+        s.kind = Kind::periodic;
+      } else {
+        s.kind = !s.converted && (s.linear || inner == s.item) ? Kind::direct : Kind::staged;
+      }
+      staged_ |= s.kind == Kind::staged || s.kind == Kind::periodic;
+    }
+  }
+
+  // The number of elements after which a tensor repeats itself to the end of the space.
+  int64_t period_of(const TensorArg& a) const {
+    int64_t period = 1;
+    int d = 0;
+    for (; d < space_.dims && a.stride[d] != 0; ++d) period *= space_.size[d];
+    for (int outer = d; outer < space_.dims; ++outer) {
+      if (a.stride[outer] != 0) return 0;
+    }
+    return d == space_.dims || period > kMaxPeriod ? 0 : period;
+  }
+  // Fills the buffers of the tensors that repeat: one chunk, and one period more so that any start fits.
+  void repeat_rows() {
+    for (int t = 0; t < space_.tensors; ++t) {
+      const Slot& s = slot_[t];
+      if (!s.used || s.kind != Kind::periodic) continue;
+      int64_t index[kMaxDims] = {};
+      fill_from(s, buffer_[t], s.arg->data, s.period, index, 0);
+      const int64_t bytes = s.period * s.want_item, whole = (kChunk + s.period) * s.want_item;
+      for (int64_t i = bytes; i < whole; ++i) buffer_[t][i] = buffer_[t][i - bytes];
+    }
+  }
+
+  bool is_linear(const TensorArg& a) const {
+    int64_t expected = item_size(a.dtype);
+    for (int d = 0; d < space_.dims; ++d) {
+      if (a.stride[d] != expected) return false;
+      expected *= space_.size[d];
+    }
+    return true;
+  }
+  bool is_constant(const TensorArg& a) const {
+    for (int d = 0; d < space_.dims; ++d) {
+      if (a.stride[d] != 0) return false;
+    }
+    return true;
+  }
+  void compile(const StageTable& table) {
+    const Program& p = program_;
+    for (int i = 0; i < p.stages; ++i) {
+      const Stage& s = p.stage[i];
+      Linked& out = linked_[i];
+      out.b = slot_of(s.b_kind, s.b);
+      out.c = slot_of(s.c_kind, s.c);
+      out.b_step = step_of(s.b_kind, s.b);
+      out.c_step = step_of(s.c_kind, s.c);
+      int variant = 0;
+      if (s.b_kind == Operand::scalar) {
+        out.kb = p.scalar[s.b];
+        variant |= kScalarB;
+      }
+      if (s.c_kind == Operand::scalar) {
+        out.kc = p.scalar[s.c];
+        variant |= kScalarC;
+      }
+      const auto memory_dtype = [&] { return static_cast<int>(s.b_kind == Operand::tensor ? slot_[s.b].want : p.compute); };
+      if (s.code == kLoad) {
+        out.fn = s.b_kind == Operand::scalar ? table.load_scalar : table.load[memory_dtype()];
+      } else if (s.code == kStore) {
+        out.fn = table.store[memory_dtype()];
+      } else if (s.code == kRound) {
+        out.fn = table.round[s.b];
+      } else {
+        out.fn = table.op[s.code][variant];
+      }
+    }
+    linked_[p.stages].fn = table.end;
+    tile_ = table.tile;
+    run_tiles_ = table.run_tiles;
+    for (int t = 0; t < kMaxTemporaries; ++t) tile_state_.ptr[kMaxTensors + t] = temporary_[t];
+  }
+  static uint8_t slot_of(Operand kind, uint8_t index) {
+    return kind == Operand::temporary ? kMaxTensors + index : kind == Operand::tensor ? index : 0;
+  }
+  int64_t step_of(Operand kind, uint8_t index) const {
+    return kind == Operand::tensor ? slot_[index].want_item : 0;
+  }
+
+  // ---- pieces ----
+
+  // Where linear index i lies: the coordinate of each dim.
+  void seek(int64_t i, int64_t* index) const {
+    for (int d = 0; d < space_.dims; ++d) {
+      index[d] = i % space_.size[d];
+      i /= space_.size[d];
+    }
+  }
+  char* address(const Slot& s, const int64_t* index) const {
+    int64_t offset = 0;
+    for (int d = 0; d < space_.dims; ++d) offset += index[d] * s.arg->stride[d];
+    return s.arg->data + offset;
+  }
+
+  // Elements [begin, end) in pieces: rows, or chunks of the whole.
+  void pieces(int64_t begin, int64_t end) {
+    if (begin >= end) return;
+    int64_t index[kMaxDims];
+    char* base[kMaxTensors];
+    seek(begin, index);
+    for (int t = 0; t < space_.tensors; ++t) base[t] = slot_[t].used ? address(slot_[t], index) : nullptr;
+    if (!by_row_) {
+      if (!staged_ && !pipeline_) {
+        compute(base, end - begin);
+        return;
+      }
+      for (int64_t i = begin; i < end; i += kChunk) {
+        if (i > begin) seek(i, index);
+        piece(base, min(kChunk, end - i), index, i - begin, i);
+      }
+      return;
+    }
+    for (int64_t i = begin; i < end;) {
+      const int64_t n = min(end - i, space_.size[0] - index[0]);
+      if (!staged_ && !pipeline_) {
+        compute(base, n);
+      } else {
+        for (int64_t done = 0; done < n; done += kChunk) piece(base, min(kChunk, n - done), index, done, 0);
+      }
+      i += n;
+      if (i < end) next_row(index, base);
+    }
+  }
+  // To the beginning of the next row.
+  void next_row(int64_t* index, char** base) const {
+    for (int t = 0; t < space_.tensors; ++t) {
+      if (slot_[t].used) base[t] -= index[0] * slot_[t].arg->stride[0];
+    }
+    index[0] = 0;
+    for (int d = 1; d < space_.dims; ++d) {
+      const bool carry = ++index[d] == space_.size[d];
+      for (int t = 0; t < space_.tensors; ++t) {
+        if (slot_[t].used) base[t] += carry ? -(index[d] - 1) * slot_[t].arg->stride[d] : slot_[t].arg->stride[d];
+      }
+      if (!carry) return;
+      index[d] = 0;
+    }
+  }
+
+  // n elements that begin `done` elements after `base`; across rows, at coordinate `index` and linear index i.
+  void piece(char* const* base, int64_t n, const int64_t* index, int64_t done, int64_t i) {
+    char* ptr[kMaxTensors];
+    for (int t = 0; t < space_.tensors; ++t) {
+      const Slot& s = slot_[t];
+      if (!s.used) continue;
+      switch (s.kind) {
+        case Kind::direct:
+          ptr[t] = base[t] + done * s.item;
+          break;
+        case Kind::splat:
+          // The single loop takes it as a number; a chain reads it from a buffer, filled once a row.
+          ptr[t] = base[t];
+          if (pipeline_) {
+            if (done == 0) splat(buffer_[t], s.want, base[t], s.arg->dtype, kChunk);
+            ptr[t] = buffer_[t];
+          }
+          break;
+        case Kind::periodic:
+          ptr[t] = buffer_[t] + i % s.period * s.want_item;
+          break;
+        case Kind::staged:
+          ptr[t] = buffer_[t];
+          if (s.read) fill_from(s, buffer_[t], base[t], n, index, done);
+          break;
+      }
+    }
+    compute(ptr, n);
+    for (int t = 0; t < space_.tensors; ++t) {
+      const Slot& s = slot_[t];
+      if (s.used && s.arg->mutated && s.kind == Kind::staged) drain_to(s, base[t], buffer_[t], n, index, done);
+    }
+  }
+
+  // Calls f(patch, position) for the patches that make up the n elements, in order.
+  template <class F>
+  void patches(const Slot& s, char* base, int64_t n, const int64_t* index, int64_t done, F f) const {
+    if (by_row_ || s.linear) {
+      const int64_t stride = s.linear ? s.item : s.arg->stride[0];
+      f(Patch{base + done * stride, n, stride, 1, 0}, int64_t{0});
+      return;
+    }
+    // Across rows: the rest of a row, then as many whole rows as the next dim has, then the begin of a row.
+    int64_t at[kMaxDims];
+    for (int d = 0; d < space_.dims; ++d) at[d] = index[d];
+    const int64_t columns = space_.size[0];
+    for (int64_t position = 0; position < n;) {
+      Patch patch{address(s, at), min(n - position, columns - at[0]), s.arg->stride[0], 1, 0};
+      if (patch.columns == columns && space_.dims > 1) {
+        patch.rows = min((n - position) / columns, space_.size[1] - at[1]);
+        patch.row_stride = s.arg->stride[1];
+      }
+      f(patch, position);
+      position += patch.columns * patch.rows;
+      at[0] += patch.columns;
+      if (at[0] < columns) return;
+      at[0] = 0;
+      if (space_.dims > 1) at[1] += patch.rows;
+      for (int d = 1; d + 1 < space_.dims && at[d] == space_.size[d]; ++d) {
+        at[d] = 0;
+        ++at[d + 1];
+      }
+    }
+  }
+  // Contiguous in memory on this piece, so that it converts without being gathered.
+  bool is_run(const Slot& s) const {
+    return s.linear || (by_row_ && s.arg->stride[0] == s.item);
+  }
+
+  void fill_from(const Slot& s, char* buffer, char* base, int64_t n, const int64_t* index, int64_t done) {
+    if (s.converted && is_run(s)) {
+      convert(buffer, s.want, base + done * s.item, s.arg->dtype, n);
+      return;
+    }
+    char* const raw = s.converted ? raw_ : buffer;
+    patches(s, base, n, index, done,
+            [&](const Patch& patch, int64_t position) { gather(s.item, raw + position * s.item, patch); });
+    if (s.converted) convert(buffer, s.want, raw, s.arg->dtype, n);
+  }
+  void drain_to(const Slot& s, char* base, char* buffer, int64_t n, const int64_t* index, int64_t done) {
+    if (s.converted && is_run(s)) {
+      convert(base + done * s.item, s.arg->dtype, buffer, s.want, n);
+      return;
+    }
+    char* const raw = s.converted ? raw_ : buffer;
+    if (s.converted) convert(raw, s.arg->dtype, buffer, s.want, n);
+    patches(s, base, n, index, done,
+            [&](const Patch& patch, int64_t position) { scatter(s.item, patch, raw + position * s.item); });
+  }
+
+  // ---- blocks: rows [first, last), with at least one tensor laid out across them ----
+
+  void blocks(int64_t first, int64_t last) {
+    const int64_t columns = space_.size[0], rows = space_.size[1];
+    int64_t index[kMaxDims];
+    for (int64_t r = first; r < last;) {
+      // Rows of one block share all outer coordinates.
+      const int64_t count = min(min(kBlockRows, last - r), rows - r % rows);
+      for (int64_t c = 0; c < columns; c += kBlockColumns) {
+        seek(r * columns + c, index);
+        block(count, min(kBlockColumns, columns - c), index);
+      }
+      r += count;
+    }
+  }
+  bool is_transposed(const Slot& s) const {
+    return s.arg->stride[1] == s.item && s.arg->stride[0] > s.item * 4;
+  }
+  void block(int64_t rows, int64_t columns, const int64_t* index) {
+    char* base[kMaxTensors];
+    for (int t = 0; t < space_.tensors; ++t) {
+      const Slot& s = slot_[t];
+      if (!s.used) continue;
+      base[t] = address(s, index);
+      if (is_transposed(s) && s.read) turn_in(s, turned_[t], base[t], rows, columns);
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+      char* ptr[kMaxTensors];
+      for (int t = 0; t < space_.tensors; ++t) {
+        const Slot& s = slot_[t];
+        if (!s.used) continue;
+        char* const at = base[t] + r * s.arg->stride[1];
+        if (is_transposed(s)) {
+          ptr[t] = turned_[t] + r * kBlockColumns * s.want_item;
+          continue;
+        }
+        switch (s.kind) {
+          case Kind::direct:
+            ptr[t] = at;
+            break;
+          case Kind::splat:
+            ptr[t] = at;
+            if (pipeline_) {
+              splat(buffer_[t], s.want, at, s.arg->dtype, columns);
+              ptr[t] = buffer_[t];
+            }
+            break;
+          default:
+            ptr[t] = buffer_[t];
+            if (s.read) fill_from(s, buffer_[t], at, columns, index, 0);
+            break;
+        }
+      }
+      compute(ptr, columns);
+      for (int t = 0; t < space_.tensors; ++t) {
+        const Slot& s = slot_[t];
+        if (s.used && s.arg->mutated && !is_transposed(s) && s.kind == Kind::staged) {
+          drain_to(s, base[t] + r * s.arg->stride[1], buffer_[t], columns, index, 0);
+        }
+      }
+    }
+    for (int t = 0; t < space_.tensors; ++t) {
+      const Slot& s = slot_[t];
+      if (s.used && s.arg->mutated && is_transposed(s)) turn_out(s, base[t], turned_[t], rows, columns);
+    }
+  }
+  // Columns of the block are contiguous in memory: read each whole, and lay it across the buffer's rows.
+  void turn_in(const Slot& s, char* buffer, const char* base, int64_t rows, int64_t columns) {
+    char column[kBlockRows * kMaxItem];
+    for (int64_t c = 0; c < columns; ++c) {
+      const char* src = base + c * s.arg->stride[0];
+      if (s.converted) {
+        convert(column, s.want, src, s.arg->dtype, rows);
+        src = column;
+      }
+      scatter(s.want_item, {buffer + c * s.want_item, rows, kBlockColumns * s.want_item, 1, 0}, src);
+    }
+  }
+  void turn_out(const Slot& s, char* base, char* buffer, int64_t rows, int64_t columns) {
+    char column[kBlockRows * kMaxItem];
+    for (int64_t c = 0; c < columns; ++c) {
+      char* dst = base + c * s.arg->stride[0];
+      gather(s.want_item, s.converted ? column : dst, {buffer + c * s.want_item, rows, kBlockColumns * s.want_item, 1, 0});
+      if (s.converted) convert(dst, s.arg->dtype, column, s.want, rows);
+    }
+  }
+
+  // ---- arithmetic on n elements of contiguous arrays ----
+
+  void compute(char* const* ptr, int64_t n) {
+    if (single_) {
+      compute_single(ptr, n);
+    } else if (move_) {
+      compute_move(ptr, n);
+    } else {
+      compute_program(ptr, n);
+    }
+  }
+  void compute_single(char* const* ptr, int64_t n) {
+    const Stage& s = program_.stage[1];
+    Scalar scalar[2];
+    int variant = 0;
+    const char* b = operand(s.b_kind, s.b, ptr, scalar[0], variant, kScalarB);
+    const char* c = operand(s.c_kind, s.c, ptr, scalar[1], variant, kScalarC);
+    kernel_tables().loop[s.code][static_cast<int>(dtype_)][variant](ptr[program_.stage[0].b], b, c, scalar, n);
+  }
+  const char* operand(Operand operand_kind, int index, char* const* ptr, Scalar& scalar, int& variant, int bit) const {
+    if (operand_kind == Operand::scalar) {
+      scalar = program_.scalar[index];
+      variant |= bit;
+    } else if (operand_kind == Operand::tensor) {
+      const Slot& s = slot_[index];
+      if (s.kind != Kind::splat) return ptr[index];
+      scalar = read_scalar(ptr[index], s.arg->dtype, program_.compute);
+      variant |= bit;
+    }
+    return nullptr;
+  }
+  void compute_move(char* const* ptr, int64_t n) {
+    const Stage& source = program_.stage[0];
+    const Slot& dst = slot_[program_.stage[1].b];
+    char* const out = ptr[program_.stage[1].b];
+    if (source.b_kind == Operand::scalar) {
+      fill(out, dst.want, program_.scalar[source.b], n);
+    } else if (slot_[source.b].kind == Kind::splat) {
+      splat(out, dst.want, ptr[source.b], slot_[source.b].want, n);
+    } else {
+      convert(out, dst.want, ptr[source.b], slot_[source.b].want, n);
+    }
+  }
+  void compute_program(char* const* ptr, int64_t n) {
+    for (int t = 0; t < space_.tensors; ++t) tile_state_.ptr[t] = slot_[t].used ? ptr[t] : nullptr;
+    const int64_t tiles = n / tile_;
+    run_tiles_(linked_, &tile_state_, tiles);
+    const int64_t rest = n - tiles * tile_;
+    if (rest == 0) return;
+    // The last tile is padded: arrays that end here move into the buffers for it.
+    for (int t = 0; t < space_.tensors; ++t) {
+      const Slot& s = slot_[t];
+      if (!s.used) continue;
+      char* const at = ptr[t] + tiles * tile_ * s.want_item;
+      tile_state_.ptr[t] = last_[t];
+      std::memset(last_[t], 0, tile_ * s.want_item);
+      if (s.read) std::memcpy(last_[t], at, rest * s.want_item);
+    }
+    run_tiles_(linked_, &tile_state_, 1);
+    for (int t = 0; t < space_.tensors; ++t) {
+      const Slot& s = slot_[t];
+      if (s.used && s.arg->mutated) std::memcpy(ptr[t] + tiles * tile_ * s.want_item, last_[t], rest * s.want_item);
+    }
+  }
+
+  const Program& program_;
+  const Space& space_;
+  Slot slot_[kMaxTensors];
+  bool single_ = false, move_ = false, pipeline_ = false;
+  bool plain_ = false;   // every tensor is an array over the whole space, or one element
+  bool by_row_ = false;  // pieces do not cross rows
+  bool staged_ = false;  // some tensor is read through a buffer
+  bool blocked_ = false; // some tensor is laid out across the rows
+  Path path_ = Path::loop;
+  DType dtype_ = DType::f32;
+  // A chain, ready to run.
+  Linked linked_[kMaxStages + 1];
+  Tile tile_state_;
+  int tile_ = 0;
+  void (*run_tiles_)(const Linked*, Tile*, int64_t) = nullptr;
+
+  // Buffers of a piece, on the stack of the thread that runs it; only those of tensors that need one are touched.
+  alignas(64) char buffer_[kMaxTensors][(kChunk + kMaxPeriod) * kMaxItem];
+  alignas(64) char last_[kMaxTensors][kChunk * kMaxItem];
+  alignas(64) char turned_[kMaxTensors][kBlockRows * kBlockColumns * kMaxItem];
+  alignas(64) char raw_[kChunk * kMaxItem];
+  alignas(64) char temporary_[kMaxTemporaries][kChunk * kMaxItem];
+};
+
+} // namespace
+
+Path run(const Program& program, const Space& space, int64_t begin, int64_t end) {
+  return Executor(program, space).run(begin, end);
+}
+
+} // namespace inplace_ext
+
+extern "C" __attribute__((visibility("default"))) const inplace_ext::CpuKernels* inplace_ext_cpu_kernels() {
+  using namespace inplace_ext;
+  static const CpuKernels kernels = {kAbiVersion, kVectorBytes, kCapability, kernel_tables().loop, run,
+                                     fill,        convert,      contains_zero};
+  return &kernels;
+}

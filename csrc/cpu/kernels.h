@@ -1,0 +1,350 @@
+// The two forms in which a functor is compiled: a plain loop for a single operation, and a stage of the
+// pipeline for a chain. Instantiated once per storage type (loops) and per compute type (stages) in the
+// kernels_*.cpp files, so that they compile side by side.
+#pragma once
+#include "inplace_ext/functors.h"
+#include "inplace_ext/program.h"
+#include "lanes.h"
+// math.h finds the vector functions above by argument-dependent look-up.
+#include "inplace_ext/math.h"
+
+namespace inplace_ext {
+
+template <class C>
+constexpr bool is_built(Types types) {
+  return types == Types::kNumber || (types == Types::kFloat && std::is_floating_point_v<C>) ||
+         (types == Types::kUInt8 && std::is_same_v<C, uint8_t>);
+}
+// The loop of a storage type exists where its compute type does; on bool only what means bool.
+template <class S>
+constexpr bool has_loop(Types types) {
+  if (std::is_same_v<S, bool_t> || types == Types::kUInt8) {
+    return std::is_same_v<S, bool_t> && types == Types::kUInt8;
+  }
+  return is_built<ComputeOf<S>>(types);
+}
+
+template <class Functor, int Operands, class V>
+IE_INLINE V apply(V a, V b, V c) {
+  if constexpr (Operands == 0) {
+    return Functor::apply(a);
+  } else if constexpr (Operands == 1) {
+    return Functor::apply(a, b);
+  } else {
+    return Functor::apply(a, b, c);
+  }
+}
+
+// ---- plain loops ------------------------------------------------------------------------------------------
+
+// Functors that only touch the sign work on the bits of 16-bit floats as they are.
+template <class Functor, class S>
+constexpr bool works_on_bits_v = is_half_v<S> && requires(Bits16 h) { Functor::apply_bits(h); };
+
+template <class Functor, class S, int Operands, int Cost, bool ScalarB, bool ScalarC>
+void loop(void* x_, const void* b_, const void* c_, const Scalar* scalar, int64_t n) {
+  using C = ComputeOf<S>;
+  using V = Vec<C>;
+  using G = Group<S>;
+  constexpr bool kReadB = Operands >= 1 && !ScalarB, kReadC = Operands >= 2 && !ScalarC;
+  // Cheap functors hide the latency of memory and of the loop with several vectors at a time; long ones have
+  // parallelism of their own and would only spill.
+  constexpr int kUnroll = Cost <= 2 ? 4 / G::kVectors : 1;
+  constexpr int64_t kStep = kVectorBytes;
+  char* x = static_cast<char*>(x_);
+  const char* b = static_cast<const char*>(b_);
+  const char* c = static_cast<const char*>(c_);
+  G gb, gc;
+  for (int i = 0; i < G::kVectors; ++i) gb.v[i] = gc.v[i] = V(C(0));
+  if constexpr (Operands >= 1 && ScalarB) {
+    for (int i = 0; i < G::kVectors; ++i) gb.v[i] = V(scalar_as<C>(scalar[0]));
+  }
+  if constexpr (Operands >= 2 && ScalarC) {
+    for (int i = 0; i < G::kVectors; ++i) gc.v[i] = V(scalar_as<C>(scalar[1]));
+  }
+  const auto step = [&](G g) __attribute__((always_inline)) {
+    for (int i = 0; i < G::kVectors; ++i) g.v[i] = apply<Functor, Operands>(g.v[i], gb.v[i], gc.v[i]);
+    return g;
+  };
+
+  for (; n >= kUnroll * G::kElements; n -= kUnroll * G::kElements) {
+    if constexpr (works_on_bits_v<Functor, S>) {
+      for (int i = 0; i < kUnroll; ++i) Functor::apply_bits(Bits16::load(x + i * kStep)).store(x + i * kStep);
+    } else {
+      G g[kUnroll];
+#pragma GCC unroll 4
+      for (int i = 0; i < kUnroll; ++i) {
+        if constexpr (kReadB) gb = load_group<S>(b + i * kStep);
+        if constexpr (kReadC) gc = load_group<S>(c + i * kStep);
+        g[i] = step(load_group<S>(x + i * kStep));
+      }
+#pragma GCC unroll 4
+      for (int i = 0; i < kUnroll; ++i) store_group<S>(x + i * kStep, g[i]);
+    }
+    x += kUnroll * kStep;
+    if constexpr (kReadB) b += kUnroll * kStep;
+    if constexpr (kReadC) c += kUnroll * kStep;
+  }
+  if constexpr (kUnroll > 1) {
+    for (; n >= G::kElements; n -= G::kElements) {
+      if constexpr (kReadB) gb = load_group<S>(b);
+      if constexpr (kReadC) gc = load_group<S>(c);
+      store_group<S>(x, step(load_group<S>(x)));
+      x += kStep;
+      if constexpr (kReadB) b += kStep;
+      if constexpr (kReadC) c += kStep;
+    }
+  }
+  if (n > 0) {
+    const int rest = static_cast<int>(n);
+    if constexpr (kReadB) gb = load_partial<S>(b, rest);
+    if constexpr (kReadC) gc = load_partial<S>(c, rest);
+    store_partial<S>(x, step(load_partial<S>(x, rest)), rest);
+  }
+}
+
+using LoopTable = LoopFn[kOps][kDTypes][kLoopVariants];
+
+template <class Functor, class S, int Operands, Types T, int Cost>
+void add_loop(LoopTable& table, Op op) {
+  if constexpr (has_loop<S>(T)) {
+    LoopFn* f = table[static_cast<int>(op)][static_cast<int>(storage_traits<S>::dtype)];
+    f[kTensorOperands] = loop<Functor, S, Operands, Cost, false, false>;
+    if constexpr (Operands >= 1) f[kScalarB] = loop<Functor, S, Operands, Cost, true, false>;
+    if constexpr (Operands >= 2) {
+      f[kScalarC] = loop<Functor, S, Operands, Cost, false, true>;
+      f[kScalarB | kScalarC] = loop<Functor, S, Operands, Cost, true, true>;
+    }
+  }
+}
+// Enters the loops of storage type S.
+template <class S>
+void add_loops(LoopTable& table) {
+#define INPLACE_EXT_ADD(NAME, FUNCTOR, OPERANDS, TYPES, COST) \
+  add_loop<FUNCTOR, S, OPERANDS, Types::TYPES, COST>(table, Op::NAME);
+  INPLACE_EXT_OPS(INPLACE_EXT_ADD)
+#undef INPLACE_EXT_ADD
+}
+
+// ---- the threaded pipeline --------------------------------------------------------------------------------
+
+constexpr int kTileVectors = 8;
+template <class C>
+constexpr int kTile = kTileVectors* Vec<C>::N;
+// Elements that are staged at a time; a multiple of every tile.
+constexpr int kChunk = 512;
+
+using AnyFn = void (*)();
+
+// A stage ready to run: its function, then where its operands are.
+struct Linked {
+  AnyFn fn;
+  uint8_t b, c;    // slots of Tile::ptr
+  int64_t b_step;  // bytes that the operand moves per element of the chunk; 0 for a temporary
+  int64_t c_step;
+  Scalar kb, kc;
+};
+// Where the tile at hand lies: slots of the tensors, then of the temporaries.
+struct Tile {
+  char* ptr[kMaxTensors + kMaxTemporaries];
+  int64_t offset; // of the tile in its chunk, in elements
+};
+
+// Eight vectors travel from stage to stage in registers; each stage ends in a jump to the next.
+template <class V>
+using StageFn = void (*)(V, V, V, V, V, V, V, V, const Linked*, Tile*);
+
+#define IE_STAGE_PARAMS V v0, V v1, V v2, V v3, V v4, V v5, V v6, V v7, const Linked *ip, Tile *tile
+#define IE_STAGE_NEXT reinterpret_cast<StageFn<V>>(ip[1].fn)(v0, v1, v2, v3, v4, v5, v6, v7, ip + 1, tile)
+
+template <class V>
+void stage_end(V, V, V, V, V, V, V, V, const Linked*, Tile*) {}
+
+template <class S, class V>
+void stage_load(IE_STAGE_PARAMS) {
+  const char* p = tile->ptr[ip->b] + tile->offset * ip->b_step;
+  constexpr int kStep = V::N * static_cast<int>(sizeof(S));
+  v0 = load<S>(p), v1 = load<S>(p + kStep), v2 = load<S>(p + 2 * kStep), v3 = load<S>(p + 3 * kStep);
+  v4 = load<S>(p + 4 * kStep), v5 = load<S>(p + 5 * kStep), v6 = load<S>(p + 6 * kStep);
+  v7 = load<S>(p + 7 * kStep);
+  return IE_STAGE_NEXT;
+}
+template <class V>
+void stage_load_scalar(IE_STAGE_PARAMS) {
+  v0 = v1 = v2 = v3 = v4 = v5 = v6 = v7 = V(scalar_as<typename V::lane>(ip->kb));
+  return IE_STAGE_NEXT;
+}
+template <class S, class V>
+void stage_store(IE_STAGE_PARAMS) {
+  char* p = tile->ptr[ip->b] + tile->offset * ip->b_step;
+  constexpr int kStep = V::N * static_cast<int>(sizeof(S));
+  store<S>(p, v0), store<S>(p + kStep, v1), store<S>(p + 2 * kStep, v2), store<S>(p + 3 * kStep, v3);
+  store<S>(p + 4 * kStep, v4), store<S>(p + 5 * kStep, v5), store<S>(p + 6 * kStep, v6);
+  store<S>(p + 7 * kStep, v7);
+  return IE_STAGE_NEXT;
+}
+// Through the bits of storage type S and back, in registers.
+template <class S, class V>
+IE_INLINE V rounded(V v) {
+  if constexpr (is_half_v<S>) {
+    if constexpr (std::is_same_v<V, Vec<float>>) {
+      return from_bits(to_bits(v, S{}), S{});
+    } else {
+      DoublePair p{v, v};
+      return widen(from_bits(to_bits(narrow(p), S{}), S{})).lo;
+    }
+  } else if constexpr (std::is_same_v<S, float> && std::is_same_v<V, Vec<double>>) {
+    return widen(narrow(DoublePair{v, v})).lo;
+  } else {
+    return v;
+  }
+}
+template <class S, class V>
+void stage_round(IE_STAGE_PARAMS) {
+  v0 = rounded<S>(v0), v1 = rounded<S>(v1), v2 = rounded<S>(v2), v3 = rounded<S>(v3);
+  v4 = rounded<S>(v4), v5 = rounded<S>(v5), v6 = rounded<S>(v6), v7 = rounded<S>(v7);
+  return IE_STAGE_NEXT;
+}
+
+template <class Functor, int Operands, bool ScalarB, bool ScalarC, class V>
+void stage_op(IE_STAGE_PARAMS) {
+  using C = typename V::lane;
+  const char* pb = nullptr;
+  const char* pc = nullptr;
+  V vb(C(0)), vc(C(0));
+  if constexpr (Operands >= 1 && ScalarB) vb = V(scalar_as<C>(ip->kb));
+  if constexpr (Operands >= 2 && ScalarC) vc = V(scalar_as<C>(ip->kc));
+  if constexpr (Operands >= 1 && !ScalarB) pb = tile->ptr[ip->b] + tile->offset * ip->b_step;
+  if constexpr (Operands >= 2 && !ScalarC) pc = tile->ptr[ip->c] + tile->offset * ip->c_step;
+  const auto step = [&](V a, int i) __attribute__((always_inline)) {
+    if constexpr (Operands >= 1 && !ScalarB) vb = V::load(pb + i * kVectorBytes);
+    if constexpr (Operands >= 2 && !ScalarC) vc = V::load(pc + i * kVectorBytes);
+    return apply<Functor, Operands>(a, vb, vc);
+  };
+  v0 = step(v0, 0), v1 = step(v1, 1), v2 = step(v2, 2), v3 = step(v3, 3);
+  v4 = step(v4, 4), v5 = step(v5, 5), v6 = step(v6, 6), v7 = step(v7, 7);
+  return IE_STAGE_NEXT;
+}
+// A long functor is called for one vector at a time from memory instead: eight inlined copies would spill.
+template <class Functor, int Operands, bool ScalarB, bool ScalarC, class V>
+void stage_long_op(IE_STAGE_PARAMS) {
+  using C = typename V::lane;
+  const char* pb = nullptr;
+  const char* pc = nullptr;
+  V vb(C(0)), vc(C(0));
+  if constexpr (Operands >= 1 && ScalarB) vb = V(scalar_as<C>(ip->kb));
+  if constexpr (Operands >= 2 && ScalarC) vc = V(scalar_as<C>(ip->kc));
+  if constexpr (Operands >= 1 && !ScalarB) pb = tile->ptr[ip->b] + tile->offset * ip->b_step;
+  if constexpr (Operands >= 2 && !ScalarC) pc = tile->ptr[ip->c] + tile->offset * ip->c_step;
+  V v[kTileVectors] = {v0, v1, v2, v3, v4, v5, v6, v7};
+  for (int i = 0; i < kTileVectors; ++i) {
+    if constexpr (Operands >= 1 && !ScalarB) vb = V::load(pb + i * kVectorBytes);
+    if constexpr (Operands >= 2 && !ScalarC) vc = V::load(pc + i * kVectorBytes);
+    v[i] = apply<Functor, Operands>(v[i], vb, vc);
+  }
+  v0 = v[0], v1 = v[1], v2 = v[2], v3 = v[3], v4 = v[4], v5 = v[5], v6 = v[6], v7 = v[7];
+  return IE_STAGE_NEXT;
+}
+
+// The stages of one compute type. Loads, stores and rounding are indexed by the storage dtype.
+struct StageTable {
+  AnyFn op[kOps][kLoopVariants];
+  AnyFn load[kDTypes], store[kDTypes], round[kDTypes];
+  AnyFn load_scalar, end;
+  void (*run_tiles)(const Linked*, Tile*, int64_t tiles);
+  int tile;
+};
+
+template <class C>
+void run_tiles(const Linked* first, Tile* tile, int64_t tiles) {
+  using V = Vec<C>;
+  const V zero(C(0));
+  for (int64_t i = 0; i < tiles; ++i) {
+    tile->offset = i * kTile<C>;
+    reinterpret_cast<StageFn<V>>(first->fn)(zero, zero, zero, zero, zero, zero, zero, zero, first, tile);
+  }
+}
+
+template <class Functor, int Operands, Types T, int Cost, class C>
+void add_stage(StageTable& table, Op op) {
+  if constexpr (is_built<C>(T)) {
+    using V = Vec<C>;
+    AnyFn* f = table.op[static_cast<int>(op)];
+    const auto put = [&](int variant, auto fn) { f[variant] = reinterpret_cast<AnyFn>(static_cast<StageFn<V>>(fn)); };
+    if constexpr (Cost <= 2) {
+      put(kTensorOperands, stage_op<Functor, Operands, false, false, V>);
+      if constexpr (Operands >= 1) put(kScalarB, stage_op<Functor, Operands, true, false, V>);
+      if constexpr (Operands >= 2) {
+        put(kScalarC, stage_op<Functor, Operands, false, true, V>);
+        put(kScalarB | kScalarC, stage_op<Functor, Operands, true, true, V>);
+      }
+    } else {
+      put(kTensorOperands, stage_long_op<Functor, Operands, false, false, V>);
+      if constexpr (Operands >= 1) put(kScalarB, stage_long_op<Functor, Operands, true, false, V>);
+      if constexpr (Operands >= 2) {
+        put(kScalarC, stage_long_op<Functor, Operands, false, true, V>);
+        put(kScalarB | kScalarC, stage_long_op<Functor, Operands, true, true, V>);
+      }
+    }
+  }
+}
+
+template <class S, class C>
+void add_memory_stages(StageTable& table) {
+  using V = Vec<C>;
+  constexpr int d = static_cast<int>(storage_traits<S>::dtype);
+  table.load[d] = reinterpret_cast<AnyFn>(static_cast<StageFn<V>>(stage_load<S, V>));
+  table.store[d] = reinterpret_cast<AnyFn>(static_cast<StageFn<V>>(stage_store<S, V>));
+}
+template <class S, class C>
+void add_rounding_stage(StageTable& table) {
+  using V = Vec<C>;
+  table.round[static_cast<int>(storage_traits<S>::dtype)] =
+      reinterpret_cast<AnyFn>(static_cast<StageFn<V>>(stage_round<S, V>));
+}
+
+// Fills the table of compute type C.
+template <class C>
+void add_stages(StageTable& table) {
+  using V = Vec<C>;
+#define INPLACE_EXT_ADD(NAME, FUNCTOR, OPERANDS, TYPES, COST) \
+  add_stage<FUNCTOR, OPERANDS, Types::TYPES, COST, C>(table, Op::NAME);
+  INPLACE_EXT_OPS(INPLACE_EXT_ADD)
+#undef INPLACE_EXT_ADD
+  add_memory_stages<C, C>(table);
+  if constexpr (std::is_same_v<C, float>) {
+    add_memory_stages<half_t, float>(table);
+    add_memory_stages<bfloat16_t, float>(table);
+  }
+  if constexpr (std::is_floating_point_v<C>) {
+    add_rounding_stage<C, C>(table);
+    add_rounding_stage<float, C>(table);
+    add_rounding_stage<half_t, C>(table);
+    add_rounding_stage<bfloat16_t, C>(table);
+  }
+  table.load_scalar = reinterpret_cast<AnyFn>(static_cast<StageFn<V>>(stage_load_scalar<V>));
+  table.end = reinterpret_cast<AnyFn>(static_cast<StageFn<V>>(stage_end<V>));
+  table.run_tiles = run_tiles<C>;
+  table.tile = kTile<C>;
+}
+
+// ---- moves (convert.cpp) ----------------------------------------------------------------------------------
+
+void convert(void* dst, DType dst_dtype, const void* src, DType src_dtype, int64_t n);
+void fill(void* x, DType dtype, Scalar value, int64_t n);
+// Fills with the element at `value`, converted.
+void splat(void* x, DType dtype, const void* value, DType value_dtype, int64_t n);
+bool contains_zero(const void* x, DType dtype, int64_t n);
+// The element at p, converted to the compute type.
+Scalar read_scalar(const void* p, DType dtype, DType compute);
+
+// ---- the executor (execute.cpp) ---------------------------------------------------------------------------
+
+struct Tables {
+  LoopTable loop;
+  StageTable stages[kDTypes]; // by compute dtype
+};
+const Tables& kernel_tables();
+Path run(const Program& program, const Space& space, int64_t begin, int64_t end);
+
+} // namespace inplace_ext

@@ -1,0 +1,382 @@
+// Vec<T>: one vector register of T, for the instruction set this file is compiled for.
+//
+// GCC's and Clang's vector extensions carry the arithmetic, so one source serves SSE2, AVX2, AVX-512
+// and NEON; intrinsics appear only where the extensions have no word for an instruction. Arithmetic is
+// never contracted behind our back (-ffp-contract=off): a fused multiply-add is written as fma().
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "inplace_ext/dtype.h"
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace inplace_ext {
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
+#define INPLACE_EXT_AVX512 1
+#define INPLACE_EXT_AVX2 1
+constexpr int kVectorBytes = 64;
+constexpr const char* kCapability = "avx512";
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#define INPLACE_EXT_AVX2 1
+constexpr int kVectorBytes = 32;
+constexpr const char* kCapability = "avx2";
+#else
+constexpr int kVectorBytes = 16;
+constexpr const char* kCapability = "baseline";
+#endif
+
+// True where a*b + c rounds once in hardware. Vector math may rely on it; exact operations use it
+// exactly where torch does.
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+constexpr bool kHasFma = true;
+#else
+constexpr bool kHasFma = false;
+#endif
+
+#define IE_INLINE inline __attribute__((always_inline))
+
+template <class T, int N>
+struct raw_vector {
+  typedef T type __attribute__((vector_size(N * sizeof(T))));
+};
+template <int Size>
+struct int_of_size;
+template <>
+struct int_of_size<1> {
+  using type = int8_t;
+};
+template <>
+struct int_of_size<2> {
+  using type = int16_t;
+};
+template <>
+struct int_of_size<4> {
+  using type = int32_t;
+};
+template <>
+struct int_of_size<8> {
+  using type = int64_t;
+};
+
+// A mask: all ones or all zeros in each lane of `Size` bytes.
+template <int Size>
+struct Mask {
+  using lane = typename int_of_size<Size>::type;
+  static constexpr int N = kVectorBytes / Size;
+  using raw = typename raw_vector<lane, N>::type;
+  raw m;
+  Mask() = default;
+  IE_INLINE Mask(raw r) : m(r) {}
+};
+template <int S>
+IE_INLINE Mask<S> operator&(Mask<S> a, Mask<S> b) {
+  return Mask<S>(a.m & b.m);
+}
+template <int S>
+IE_INLINE Mask<S> operator|(Mask<S> a, Mask<S> b) {
+  return Mask<S>(a.m | b.m);
+}
+template <int S>
+IE_INLINE Mask<S> operator^(Mask<S> a, Mask<S> b) {
+  return Mask<S>(a.m ^ b.m);
+}
+template <int S>
+IE_INLINE Mask<S> operator!(Mask<S> a) {
+  return Mask<S>(~a.m);
+}
+template <int S>
+IE_INLINE bool any(Mask<S> a) {
+#if defined(INPLACE_EXT_AVX512)
+  return _mm512_test_epi8_mask((__m512i)a.m, (__m512i)a.m) != 0;
+#elif defined(INPLACE_EXT_AVX2)
+  return _mm256_movemask_epi8((__m256i)a.m) != 0;
+#elif defined(__SSE2__)
+  return _mm_movemask_epi8((__m128i)a.m) != 0;
+#else
+  typename Mask<S>::lane r = 0;
+  for (int i = 0; i < Mask<S>::N; ++i) r |= a.m[i];
+  return r != 0;
+#endif
+}
+template <int S>
+IE_INLINE bool all(Mask<S> a) {
+  return !any(!a);
+}
+
+template <class T>
+struct Vec {
+  using lane = T;
+  using mask = Mask<sizeof(T)>;
+  static constexpr int N = kVectorBytes / sizeof(T);
+  using raw = typename raw_vector<T, N>::type;
+  raw v;
+
+  Vec() = default;
+  IE_INLINE Vec(raw r) : v(r) {}
+  // Broadcast. s - 0 keeps -0.0, which s + 0 would lose.
+  IE_INLINE explicit Vec(T s) : v(s - raw{}) {}
+
+  static IE_INLINE Vec load(const void* p) {
+    Vec r;
+    std::memcpy(&r.v, p, kVectorBytes);
+    return r;
+  }
+  IE_INLINE void store(void* p) const {
+    std::memcpy(p, &v, kVectorBytes);
+  }
+};
+
+template <class T>
+IE_INLINE Vec<T> operator+(Vec<T> a, Vec<T> b) {
+  return a.v + b.v;
+}
+template <class T>
+IE_INLINE Vec<T> operator-(Vec<T> a, Vec<T> b) {
+  return a.v - b.v;
+}
+template <class T>
+IE_INLINE Vec<T> operator*(Vec<T> a, Vec<T> b) {
+  return a.v * b.v;
+}
+template <class T>
+IE_INLINE Vec<T> operator/(Vec<T> a, Vec<T> b) {
+  return a.v / b.v;
+}
+template <class T>
+IE_INLINE Vec<T> operator-(Vec<T> a) {
+  return -a.v;
+}
+template <class T>
+IE_INLINE Vec<T> operator&(Vec<T> a, Vec<T> b) {
+  return a.v & b.v;
+}
+template <class T>
+IE_INLINE Vec<T> operator|(Vec<T> a, Vec<T> b) {
+  return a.v | b.v;
+}
+template <class T>
+IE_INLINE Vec<T> operator^(Vec<T> a, Vec<T> b) {
+  return a.v ^ b.v;
+}
+template <class T>
+IE_INLINE Vec<T> operator<<(Vec<T> a, int n) {
+  return a.v << n;
+}
+template <class T>
+IE_INLINE Vec<T> operator>>(Vec<T> a, int n) {
+  return a.v >> n;
+}
+#define IE_COMPARE(OP)                                         \
+  template <class T>                                           \
+  IE_INLINE Mask<sizeof(T)> operator OP(Vec<T> a, Vec<T> b) {  \
+    return Mask<sizeof(T)>((typename Mask<sizeof(T)>::raw)(a.v OP b.v)); \
+  }
+IE_COMPARE(<)
+IE_COMPARE(<=)
+IE_COMPARE(>)
+IE_COMPARE(>=)
+IE_COMPARE(==)
+IE_COMPARE(!=)
+#undef IE_COMPARE
+
+template <class T>
+IE_INLINE Vec<T> select(Mask<sizeof(T)> m, Vec<T> a, Vec<T> b) {
+  return m.m ? a.v : b.v;
+}
+
+// The same bits read as another lane type of the same size.
+template <class To, class T>
+IE_INLINE Vec<To> bitcast(Vec<T> a) {
+  static_assert(sizeof(To) == sizeof(T), "lanes must have the same size");
+  return (typename Vec<To>::raw)a.v;
+}
+// Lane by lane conversion between types of the same size (float <-> int32, double <-> int64), truncating.
+template <class To, class T>
+IE_INLINE Vec<To> convert(Vec<T> a) {
+  static_assert(sizeof(To) == sizeof(T), "lanes must have the same size");
+  return __builtin_convertvector(a.v, typename Vec<To>::raw);
+}
+
+// f applied to each lane: for what has no vector form.
+template <class F, class T, class... Rest>
+IE_INLINE Vec<T> map_lanes(F f, Vec<T> a, Rest... rest) {
+  T out[Vec<T>::N];
+  for (int i = 0; i < Vec<T>::N; ++i) out[i] = f(a.v[i], rest.v[i]...);
+  return Vec<T>::load(out);
+}
+
+// a*b + c: fused where the hardware has it (kHasFma), else rounded twice.
+template <class T>
+IE_INLINE Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) {
+  return a * b + c;
+}
+template <class T>
+IE_INLINE Vec<T> sqrt(Vec<T> a) {
+  return map_lanes([](T x) { return std::sqrt(x); }, a);
+}
+// x > y ? x : y and x < y ? x : y, in exactly this form: the second operand where either is NaN or the
+// two are equal (so max(lo, x) keeps the NaN and the -0.0 of x). One instruction on x86.
+template <class T>
+IE_INLINE Vec<T> max(Vec<T> x, Vec<T> y) {
+  return x.v > y.v ? x.v : y.v;
+}
+template <class T>
+IE_INLINE Vec<T> min(Vec<T> x, Vec<T> y) {
+  return x.v < y.v ? x.v : y.v;
+}
+// Nearest integer, ties to even.
+template <class T>
+IE_INLINE Vec<T> rint(Vec<T> a) {
+  return map_lanes([](T x) { return std::nearbyint(x); }, a);
+}
+template <class T>
+IE_INLINE Vec<T> floor(Vec<T> a) {
+  return map_lanes([](T x) { return std::floor(x); }, a);
+}
+template <class T>
+IE_INLINE Vec<T> trunc(Vec<T> a) {
+  return map_lanes([](T x) { return std::trunc(x); }, a);
+}
+
+#if defined(INPLACE_EXT_AVX512)
+#define IE_X86(SUFFIX, T)                                                                              \
+  template <>                                                                                          \
+  IE_INLINE Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) { return _mm512_fmadd_##SUFFIX(a.v, b.v, c.v); }  \
+  template <>                                                                                          \
+  IE_INLINE Vec<T> sqrt(Vec<T> a) { return _mm512_sqrt_##SUFFIX(a.v); }                                \
+  template <>                                                                                          \
+  IE_INLINE Vec<T> max(Vec<T> a, Vec<T> b) { return _mm512_max_##SUFFIX(a.v, b.v); }                   \
+  template <>                                                                                          \
+  IE_INLINE Vec<T> min(Vec<T> a, Vec<T> b) { return _mm512_min_##SUFFIX(a.v, b.v); }                   \
+  template <>                                                                                          \
+  IE_INLINE Vec<T> rint(Vec<T> a) { return _mm512_roundscale_##SUFFIX(a.v, 0x08); }                    \
+  template <>                                                                                          \
+  IE_INLINE Vec<T> floor(Vec<T> a) { return _mm512_roundscale_##SUFFIX(a.v, 0x09); }                   \
+  template <>                                                                                          \
+  IE_INLINE Vec<T> trunc(Vec<T> a) { return _mm512_roundscale_##SUFFIX(a.v, 0x0b); }
+IE_X86(ps, float)
+IE_X86(pd, double)
+#undef IE_X86
+#elif defined(INPLACE_EXT_AVX2)
+#define IE_X86(SUFFIX, T)                                                                              \
+  template <>                                                                                          \
+  IE_INLINE Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) { return _mm256_fmadd_##SUFFIX(a.v, b.v, c.v); }  \
+  template <>                                                                                          \
+  IE_INLINE Vec<T> sqrt(Vec<T> a) { return _mm256_sqrt_##SUFFIX(a.v); }                                \
+  template <>                                                                                          \
+  IE_INLINE Vec<T> max(Vec<T> a, Vec<T> b) { return _mm256_max_##SUFFIX(a.v, b.v); }                   \
+  template <>                                                                                          \
+  IE_INLINE Vec<T> min(Vec<T> a, Vec<T> b) { return _mm256_min_##SUFFIX(a.v, b.v); }                   \
+  template <>                                                                                          \
+  IE_INLINE Vec<T> rint(Vec<T> a) { return _mm256_round_##SUFFIX(a.v, 0x08); }                         \
+  template <>                                                                                          \
+  IE_INLINE Vec<T> floor(Vec<T> a) { return _mm256_round_##SUFFIX(a.v, 0x09); }                        \
+  template <>                                                                                          \
+  IE_INLINE Vec<T> trunc(Vec<T> a) { return _mm256_round_##SUFFIX(a.v, 0x0b); }
+IE_X86(ps, float)
+IE_X86(pd, double)
+#undef IE_X86
+#elif defined(__SSE2__)
+#define IE_X86(SUFFIX, T)                                                     \
+  template <>                                                                 \
+  IE_INLINE Vec<T> sqrt(Vec<T> a) { return _mm_sqrt_##SUFFIX(a.v); }          \
+  template <>                                                                 \
+  IE_INLINE Vec<T> max(Vec<T> a, Vec<T> b) { return _mm_max_##SUFFIX(a.v, b.v); } \
+  template <>                                                                 \
+  IE_INLINE Vec<T> min(Vec<T> a, Vec<T> b) { return _mm_min_##SUFFIX(a.v, b.v); }
+IE_X86(ps, float)
+IE_X86(pd, double)
+#undef IE_X86
+#elif defined(__ARM_FEATURE_FMA)
+template <class T>
+IE_INLINE Vec<T> fma_lanes(Vec<T> a, Vec<T> b, Vec<T> c) {
+  return map_lanes([](T x, T y, T z) { return std::fma(x, y, z); }, a, b, c);
+}
+template <>
+IE_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
+  return fma_lanes(a, b, c);
+}
+template <>
+IE_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return fma_lanes(a, b, c);
+}
+#endif
+
+template <class T>
+IE_INLINE Vec<T> abs(Vec<T> a) {
+  using I = typename Mask<sizeof(T)>::lane;
+  if constexpr (std::is_floating_point_v<T>) {
+    return bitcast<T>(bitcast<I>(a) & Vec<I>(static_cast<I>(~(I(1) << (8 * sizeof(T) - 1)))));
+  } else {
+    return a.v < typename Vec<T>::raw{} ? -a.v : a.v;
+  }
+}
+// |a| with the sign bit of b.
+template <class T>
+IE_INLINE Vec<T> copysign(Vec<T> a, Vec<T> b) {
+  using I = typename Mask<sizeof(T)>::lane;
+  const Vec<I> sign(static_cast<I>(I(1) << (8 * sizeof(T) - 1)));
+  return bitcast<T>((bitcast<I>(a) & Vec<I>(~sign.v)) | (bitcast<I>(b) & sign));
+}
+
+// A float vector as two double vectors of half the lanes each, and back (rounded to nearest).
+struct DoublePair {
+  Vec<double> lo, hi;
+};
+IE_INLINE DoublePair widen(Vec<float> a) {
+#if defined(INPLACE_EXT_AVX512)
+  return {_mm512_cvtps_pd(_mm512_castps512_ps256(a.v)), _mm512_cvtps_pd(_mm512_extractf32x8_ps(a.v, 1))};
+#elif defined(INPLACE_EXT_AVX2)
+  return {_mm256_cvtps_pd(_mm256_castps256_ps128(a.v)), _mm256_cvtps_pd(_mm256_extractf128_ps(a.v, 1))};
+#else
+  using half_raw = typename raw_vector<float, Vec<double>::N>::type;
+  half_raw half[2];
+  std::memcpy(half, &a.v, kVectorBytes);
+  return {__builtin_convertvector(half[0], Vec<double>::raw), __builtin_convertvector(half[1], Vec<double>::raw)};
+#endif
+}
+IE_INLINE Vec<float> narrow(DoublePair p) {
+#if defined(INPLACE_EXT_AVX512)
+  return _mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(p.lo.v)), _mm512_cvtpd_ps(p.hi.v), 1);
+#elif defined(INPLACE_EXT_AVX2)
+  return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm256_cvtpd_ps(p.lo.v)), _mm256_cvtpd_ps(p.hi.v), 1);
+#else
+  using half_raw = typename raw_vector<float, Vec<double>::N>::type;
+  const half_raw half[2] = {__builtin_convertvector(p.lo.v, half_raw), __builtin_convertvector(p.hi.v, half_raw)};
+  return Vec<float>::load(half);
+#endif
+}
+
+// Integer quotient, truncated; no divisor may be 0, nor -1 of a signed type. Processors divide integers one at a
+// time, so up to 32 bits it is computed in floating point of at least twice the width, where it is exact: the
+// quotient lies at least 1/b away from the next integer, more than the rounding can move it.
+template <class T>
+IE_INLINE Vec<T> quotient(Vec<T> a, Vec<T> b) {
+  using F = std::conditional_t<sizeof(T) <= 2, float, double>;
+  if constexpr (sizeof(T) == 8) {
+    return map_lanes([](T x, T y) { return x / y; }, a, b);
+  } else {
+    constexpr int kLanes = Vec<F>::N, kParts = Vec<T>::N / kLanes;
+    using I = std::conditional_t<sizeof(T) <= 2, int32_t, int64_t>;
+    using part = typename raw_vector<T, kLanes>::type;
+    part x[kParts], y[kParts];
+    std::memcpy(x, &a, kVectorBytes);
+    std::memcpy(y, &b, kVectorBytes);
+    for (int i = 0; i < kParts; ++i) {
+      const auto q = __builtin_convertvector(x[i], typename Vec<F>::raw) / __builtin_convertvector(y[i], typename Vec<F>::raw);
+      if constexpr (sizeof(T) == 4) {
+        x[i] = __builtin_convertvector(q, part);
+      } else {
+        x[i] = __builtin_convertvector(__builtin_convertvector(q, typename raw_vector<I, kLanes>::type), part);
+      }
+    }
+    return Vec<T>::load(x);
+  }
+}
+
+} // namespace inplace_ext

@@ -1,0 +1,92 @@
+// Programs: what the bindings hand to a backend. Plain data, no torch, the same for CPU and device.
+//
+// A program is a list of stages over an accumulator. A stage loads the accumulator, changes it with an
+// operation of the op table whose operands are scalars, tensors or temporaries, or stores it. Every tensor
+// element is read and written once, in the order of the stages; temporaries never reach memory.
+// A single in-place operation is the program {load 0; op; store 0}.
+#pragma once
+#include <cstdint>
+
+#include "inplace_ext/dtype.h"
+#include "inplace_ext/op_table.h"
+
+namespace inplace_ext {
+
+constexpr int kMaxTensors = 16;
+constexpr int kMaxStages = 96;
+constexpr int kMaxScalars = 64;
+constexpr int kMaxTemporaries = 8;
+constexpr int kMaxDims = 16;
+
+// Stage codes beside the operations of the table. kRound rounds the accumulator to the dtype `b`, as a store
+// and a load would: a chain uses it where each operation must round on its own.
+enum StageCode : uint16_t { kLoad = kOps, kStore, kRound, kStageCodes };
+
+enum class Operand : uint8_t { none, scalar, tensor, temporary };
+
+struct Stage {
+  uint16_t code;
+  Operand b_kind, c_kind;
+  uint8_t b, c; // index of the scalar, tensor or temporary; for kRound the dtype
+};
+
+// A scalar of the program in the form of its compute type: d for float32 and float64, i for integers.
+union Scalar {
+  double d;
+  int64_t i;
+};
+
+struct Program {
+  DType compute;
+  int stages;
+  Stage stage[kMaxStages];
+  Scalar scalar[kMaxScalars];
+};
+
+struct TensorArg {
+  char* data;
+  DType dtype;
+  bool mutated;
+  int64_t stride[kMaxDims]; // bytes; dim 0 is the innermost; 0 broadcasts
+};
+
+// The index space that all tensors of a program are walked over, dims already merged where they can be.
+struct Space {
+  int dims;
+  int64_t size[kMaxDims]; // dim 0 is the innermost
+  int tensors;
+  TensorArg tensor[kMaxTensors];
+
+  int64_t numel() const {
+    int64_t n = 1;
+    for (int d = 0; d < dims; ++d) n *= size[d];
+    return n;
+  }
+};
+
+// Which way an execution went; tests ask for it.
+enum class Path : uint8_t { loop, staged, blocked, program, move };
+
+// One operation over contiguous arrays of its dtype: x[i] = op(x[i], b[i] or scalar[0], c[i] or scalar[1]).
+using LoopFn = void (*)(void* x, const void* b, const void* c, const Scalar* scalar, int64_t n);
+// Bits of the variant of a loop.
+enum LoopVariant { kTensorOperands = 0, kScalarB = 1, kScalarC = 2, kLoopVariants = 4 };
+
+// What a CPU kernel library exports, one library per instruction set.
+constexpr uint32_t kAbiVersion = 1;
+struct CpuKernels {
+  uint32_t abi;
+  int vector_bytes;
+  const char* capability;
+  // Null where the operation has no such form.
+  const LoopFn (*loop)[kDTypes][kLoopVariants];
+  // Runs elements [begin, end) of the space; ranges that do not meet may run concurrently.
+  Path (*run)(const Program&, const Space&, int64_t begin, int64_t end);
+  // Contiguous forms of the moves.
+  void (*fill)(void* x, DType dtype, Scalar value, int64_t n);
+  void (*convert)(void* dst, DType dst_dtype, const void* src, DType src_dtype, int64_t n);
+  // True if an array of the integer type holds a zero: asked before a division writes anything.
+  bool (*contains_zero)(const void* x, DType dtype, int64_t n);
+};
+
+} // namespace inplace_ext

@@ -1,0 +1,232 @@
+"""How the compiled parts are built: sources, flags and instruction sets, in one place.
+
+`setup.py` loads this file by its path, since the package cannot be imported before it is built; so it
+imports nothing of the package, and torch only where an extension is described.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = "inplace_ext"
+
+#: The name of the one symbol that a kernel library exports; csrc/cpu/exports.map hides the rest.
+KERNEL_SYMBOL = "inplace_ext_cpu_kernels"
+
+#: Where a build without extensions writes down its reason, for the warning at import.
+REASON_FILE = "_pure_python.txt"
+
+_CXX_STANDARD = "-std=c++20"
+_WARNINGS = ["-Wall", "-Wextra"]
+
+# at::parallel_for is a header template over OpenMP. torch ships its libgomp under the usual SONAME and
+# is imported first, so this adds no second runtime.
+BINDING_FLAGS = ["-O2", _CXX_STANDARD, "-fopenmp", "-fvisibility=hidden", *_WARNINGS, "-g0"]
+
+# Values do not depend on the instruction set: no contraction, and integers wrap as torch's do.
+# -Wno-uninitialized: GCC 12 warns of the undefined operands inside its own AVX-512 intrinsics.
+KERNEL_FLAGS = [
+    *("-O3", _CXX_STANDARD, "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fwrapv"),
+    *("-fno-exceptions", "-fno-rtti", "-fvisibility=hidden", *_WARNINGS),
+    *("-Wno-uninitialized", "-Wno-psabi", "-g0"),
+]
+
+_AVX2 = ["-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2"]
+_AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512cd", "-mprefer-vector-width=512"]
+
+#: Instruction set -> flags, by machine. One library each: object code for several instruction sets in
+#: one library could swap inline functions at link time and crash an older processor.
+CAPABILITIES: dict[str, dict[str, list[str]]] = {
+    "x86_64": {"avx512": _AVX2 + _AVX512, "avx2": _AVX2, "baseline": []},
+    "aarch64": {"baseline": []},
+}
+
+# vptr needs type information that torch's libraries hide and that the kernels are compiled without.
+SANITIZE_FLAGS = [
+    *("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-sanitize=vptr"),
+    *("-O1", "-g", "-fno-omit-frame-pointer"),
+]
+
+
+def sanitizing() -> bool:
+    """Whether INPLACE_EXT_SANITIZE asks for AddressSanitizer and UBSan."""
+    return os.environ.get("INPLACE_EXT_SANITIZE", "0") not in ("", "0")
+
+
+def capabilities() -> dict[str, list[str]]:
+    """The instruction sets the kernels are compiled for on this machine, and their flags."""
+    return CAPABILITIES.get(platform.machine(), {"baseline": []})
+
+
+def sources(folder: str) -> list[str]:
+    """The C++ sources of one folder of csrc/, relative to the root as setuptools wants them."""
+    found = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc" / folder).glob("*.cpp"))
+    if not found:
+        raise FileNotFoundError(f"no C++ source in {ROOT / 'csrc' / folder}: the source tree is incomplete")
+    return found
+
+
+def headers() -> list[str]:
+    """Every header, so that a change to one relinks and an sdist carries it."""
+    return sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").rglob("*.h"))
+
+
+def extensions() -> list[Any]:
+    """The kernel libraries, one per instruction set, and the module that knows torch."""
+    from setuptools import Extension
+    from torch.utils.cpp_extension import CppExtension, include_paths
+
+    sanitize = SANITIZE_FLAGS if sanitizing() else []
+    exports = f"-Wl,--version-script={ROOT / 'csrc' / 'cpu' / 'exports.map'}"
+    # A symbol that nothing defines is an error of the link, not of the import.
+    link = sanitize or ["-Wl,-z,defs"]
+    kernels = [
+        Extension(
+            f"{PACKAGE}._cpu_{name}",
+            sources("cpu"),
+            include_dirs=[str(ROOT / "csrc" / "include"), str(ROOT / "csrc" / "cpu")],
+            extra_compile_args=KERNEL_FLAGS + flags + sanitize,
+            extra_link_args=[*link, exports],
+            depends=[*headers(), "csrc/cpu/exports.map"],
+            language="c++",
+        )
+        for name, flags in capabilities().items()
+    ]
+    # As system headers, so that the warnings are those of our code.
+    torch_headers = [flag for path in include_paths() for flag in ("-isystem", path)]
+    bindings = CppExtension(
+        f"{PACKAGE}._C",
+        sources("bindings"),
+        include_dirs=[str(ROOT / "csrc" / "include"), str(ROOT / "csrc" / "bindings")],
+        extra_compile_args={"cxx": BINDING_FLAGS + torch_headers + sanitize},
+        extra_link_args=["-fopenmp", *sanitize],
+        depends=headers(),
+    )
+    return [bindings, *kernels]
+
+
+_PROBE = """
+#include <Python.h>
+#include <omp.h>
+#include <span>
+#if __cplusplus < 202002L
+#error "no C++20"
+#endif
+extern "C" int probe() { return std::span<const int>().empty() + omp_get_max_threads(); }
+"""
+
+
+def missing_toolchain() -> str | None:
+    """What keeps the extensions from being built here, or None.
+
+    Only tools count: code that does not compile is an error, and stays one.
+    """
+    if not sys.platform.startswith("linux"):
+        return f"the compiled module is built on Linux only, this is {sys.platform}"
+    for module in ("torch", "ninja"):
+        if importlib.util.find_spec(module) is None and not (module == "ninja" and shutil.which("ninja")):
+            return f"{module} is not installed where the build runs (pip install --no-build-isolation?)"
+    # The command that torch.utils.cpp_extension writes into its ninja file.
+    compiler = shlex.split(os.environ.get("CXX") or "c++")
+    if shutil.which(compiler[0]) is None:
+        return f"no C++ compiler: {compiler[0]} is not on PATH (CXX names another one)"
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "probe.cpp")
+        source.write_text(_PROBE)
+        include = sysconfig.get_path("include")
+        command = [*compiler, _CXX_STANDARD, "-fopenmp", "-shared", "-fPIC", f"-I{include}", str(source)]
+        result = subprocess.run(
+            [*command, "-o", str(source.with_suffix(".so"))], capture_output=True, text=True
+        )
+    if result.returncode == 0:
+        return None
+    lines = result.stderr.splitlines()
+    said = next((line for line in lines if "error" in line), lines[0] if lines else "no message")
+    return f"{' '.join(compiler)} cannot build a C++20 module for Python with OpenMP: {said.strip()}"
+
+
+def pure_python() -> str | None:
+    """Why this build has no compiled module, or None where it has one.
+
+    INPLACE_EXT_BUILD=0 asks for pure Python; =1 makes a missing toolchain an error.
+    """
+    wanted = os.environ.get("INPLACE_EXT_BUILD", "")
+    if wanted == "0":
+        return "INPLACE_EXT_BUILD=0 was set when it was installed"
+    reason = missing_toolchain()
+    if reason and wanted == "1":
+        raise RuntimeError(f"INPLACE_EXT_BUILD=1, but {reason}")
+    return reason
+
+
+def recorded_reason() -> str | None:
+    """Why the installed package has no compiled module, as its build wrote it down."""
+    try:
+        return Path(__file__).with_name(REASON_FILE).read_text().strip()
+    except OSError:
+        return None
+
+
+def commands(reason: str | None) -> dict[str, Any]:
+    """The setuptools commands: torch's build_ext with ninja, and a build_py that records `reason`."""
+    from setuptools.command.build_py import build_py
+
+    class BuildPy(build_py):  # type: ignore[misc]
+        def run(self) -> None:
+            super().run()
+            # An editable install imports from the source tree. The record, since pip hides what a
+            # build prints; modules of an earlier build would make it untrue.
+            package = Path(ROOT if self.editable_mode else self.build_lib, PACKAGE)
+            stale = [*package.glob("_C.*.so"), *package.glob("_cpu_*.so")] if reason else []
+            for path in [package / REASON_FILE, *stale]:
+                path.unlink(missing_ok=True)
+            if reason:
+                (package / REASON_FILE).write_text(reason + "\n")
+
+    if reason:
+        return {"build_py": BuildPy}
+
+    import torch
+    from torch.utils.cpp_extension import BuildExtension
+
+    class BuildExt(BuildExtension):  # type: ignore[misc]
+        parallel: int | None
+
+        def finalize_options(self) -> None:
+            super().finalize_options()
+            if not self.use_ninja:
+                raise RuntimeError("ninja does not run (`ninja --version`); header dependencies need it")
+            if self.editable_mode:
+                # setuptools gives an editable build a new temporary folder each time: keep the objects.
+                tag = f"temp.{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+                self.build_temp = str(ROOT / "build" / tag)
+            # Two extensions at a time, with half of ninja's jobs each: neither the last file of one nor
+            # a single large file leaves the other cores idle.
+            jobs = int(os.environ.get("MAX_JOBS") or (os.cpu_count() or 1) + 2)
+            if self.parallel is None and jobs > 1:
+                self.parallel = 2
+                os.environ["MAX_JOBS"] = str(jobs // 2)
+
+        def build_extension(self, ext: Any) -> None:
+            # BuildExtension names an object by its source alone: a folder for each extension keeps the
+            # instruction sets apart. In a copy, since two are built at a time.
+            command = copy.copy(self)
+            folder = ext.name.rpartition(".")[2]
+            if folder == "_C":  # torch's headers are outside of ninja's dependencies
+                folder += f"-torch-{torch.__version__}"
+            command.build_temp = str(Path(self.build_temp, folder))
+            super(BuildExt, command).build_extension(ext)
+
+    return {"build_py": BuildPy, "build_ext": BuildExt}

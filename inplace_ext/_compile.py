@@ -1,0 +1,73 @@
+"""Gives Dynamo a Python form of the compiled functions: the torch method, which every backend knows.
+
+Importing Dynamo takes seconds, so the forms are registered when something else imports it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+Function = Callable[..., Any]
+
+_DYNAMO = "torch._dynamo"
+
+
+def register(methods: Mapping[Function, Function]) -> None:
+    """Has Dynamo trace each function as the torch method it maps to; at once, or when Dynamo is imported."""
+
+    def substitute(dynamo: ModuleType) -> None:
+        # torch.compiler.substitute_in_graph forwards to this one, but imports Dynamo, which may be under way.
+        for function, method in methods.items():
+            dynamo.substitute_in_graph(function)(_traceable(method))
+
+    if _DYNAMO in sys.modules:
+        substitute(importlib.import_module(_DYNAMO))  # waits for another thread's import to end
+    else:
+        sys.meta_path.insert(0, _AfterImport(_DYNAMO, substitute))
+
+
+def _traceable(method: Function) -> Function:
+    def form(*args: Any, **kwargs: Any) -> Any:
+        if not args and "input" in kwargs:
+            args = (kwargs.pop("input"),)
+        return method(*args, **kwargs)
+
+    return form
+
+
+class _AfterImport(MetaPathFinder):
+    """Calls ``action(module)`` once, when the module called ``name`` has been imported."""
+
+    def __init__(self, name: str, action: Callable[[ModuleType], None]) -> None:
+        self.name = name
+        self.action = action
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != self.name:
+            return None
+        # The other finders know where it is; this one only looks on while they load it.
+        sys.meta_path.remove(self)
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            sys.meta_path.insert(0, self)
+        if spec is None or spec.loader is None:
+            return None
+        load = spec.loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            load(module)
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
+                self.action(module)
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec

@@ -1,0 +1,53 @@
+"""What runs where: the answer to a bug report's first question."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass, field
+
+import torch
+
+from inplace_ext import _native
+
+
+@dataclass(frozen=True)
+class Info:
+    """The state of the installed package; ``print`` shows one item a line."""
+
+    version: str
+    torch: str
+    python: str
+    machine: str
+    #: Whether the compiled module is in use, and why it is not.
+    native: bool
+    reason: str | None
+    #: Instruction set of the kernels in use, and those that could be.
+    capability: str | None
+    capabilities: list[str]
+    threads: int
+    build: dict[str, object] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        items = {**vars(self), **{f"build.{name}": value for name, value in self.build.items()}}
+        del items["build"]
+        width = max(map(len, items))
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in items.items())
+
+
+def info() -> Info:
+    """Versions, the instruction set in use, and how the compiled module was built."""
+    import inplace_ext
+
+    native = _native.module
+    return Info(
+        version=inplace_ext.__version__,
+        torch=torch.__version__,
+        python=platform.python_version(),
+        machine=platform.machine(),
+        native=native is not None,
+        reason=_native.reason,
+        capability=native.capability() if native else None,
+        capabilities=_native.supported_capabilities() if native else [],
+        threads=torch.get_num_threads(),
+        build=native.build_info() if native else {},
+    )

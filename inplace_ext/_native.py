@@ -1,0 +1,61 @@
+"""Loads the compiled module and the kernels of the instruction set that torch reports."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sysconfig
+import warnings
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+from inplace_ext import _build
+
+#: Kernel libraries from the widest instruction set to the one that every machine has.
+CAPABILITIES = ("avx512", "avx2", "baseline")
+
+
+def supported_capabilities() -> list[str]:
+    """The kernel libraries that are built and that torch's choice of instruction set allows."""
+    allowed = {"AVX512": CAPABILITIES, "AVX2": CAPABILITIES[1:]}
+    names = allowed.get(torch.backends.cpu.get_cpu_capability(), CAPABILITIES[2:])
+    return [name for name in names if library(name).exists()]
+
+
+def library(capability: str) -> Path:
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    return Path(__file__).with_name(f"_cpu_{capability}{suffix}")
+
+
+def _load() -> tuple[ModuleType | None, str | None]:
+    """The compiled module, or None and the reason."""
+    if os.environ.get("INPLACE_EXT_DISABLE_NATIVE", "0") not in ("", "0"):
+        return None, "INPLACE_EXT_DISABLE_NATIVE is set"
+    try:
+        _C = importlib.import_module("inplace_ext._C")
+    except ModuleNotFoundError:
+        return None, _build.recorded_reason() or "it is not built"
+    except ImportError as error:
+        return None, str(error)
+    reason = "no kernel library is beside the compiled module"
+    for name in supported_capabilities():
+        try:
+            _C.use_capability(_C.load_kernels(str(library(name))))
+            return _C, None
+        except RuntimeError as error:
+            reason = str(error)
+    return None, reason
+
+
+module, reason = _load()
+
+if module is None:
+    warnings.warn(
+        f"inplace_ext runs without its compiled module ({reason}): every operation goes through torch. "
+        "To build it, run `pip install --no-build-isolation .` in a source checkout with a C++20 compiler.",
+        RuntimeWarning,
+        # The line that imports the package: above this module are _ops and __init__.
+        stacklevel=4,
+    )

@@ -1,0 +1,335 @@
+"""The op table: one line per operation. Functions, docstrings, stubs and the README are made from it.
+
+Imports nothing but the standard library, so that ``tools/generate.py`` runs without torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+EXACT = "0 ulp (bitwise torch's)"
+ONE_ULP = "at most 1 ulp in float32 and float64"
+TORCHS = "torch's"
+
+FLOAT = ("float16", "bfloat16", "float32", "float64")
+INT = ("uint8", "int8", "int16", "int32", "int64")
+COMPLEX = ("complex64", "complex128")
+DTYPE_GROUPS = {"float": FLOAT, "int": INT, "complex": COMPLEX}
+
+
+@dataclass(frozen=True)
+class Op:
+    """One in-place operation, named as the method of ``torch.Tensor`` that it stands for.
+
+    ``overloads`` are the typed parameters after ``input``, the first parameter of every operation; all
+    overloads name the same parameters. ``dtypes`` are those of ``input``, groups or single ones. ``example``
+    is an argument list in which a list stands for a tensor, and ``result`` the tensor it leaves. An operation
+    with ``native`` has a compiled kernel; torch carries out the others.
+    """
+
+    name: str
+    overloads: tuple[str, ...] = ()
+    what: str = ""
+    formula: str = ""
+    dtypes: str = ""
+    example: str = ""
+    result: str = ""
+    native: bool = False
+    ulp: str = TORCHS
+    notes: tuple[str, ...] = ()
+    errors: tuple[str, ...] = ()
+    alias_of: str | None = None
+
+    @property
+    def kernel(self) -> str | None:
+        """Name of the compiled kernel, which aliases share."""
+        return (self.alias_of or self.name) if self.native else None
+
+    @property
+    def parameters(self) -> list[tuple[str, str]]:
+        """Name and ``"=default"`` or ``""`` of each parameter; ``"*"`` where the keyword-only ones begin."""
+        found = [("input", "")]
+        for parameter in filter(None, self.overloads[0].split(", ")):
+            typed, equals, default = parameter.partition(" = ")
+            found.append((typed.partition(":")[0], equals.strip() + default))
+        return found
+
+    @property
+    def parameter_names(self) -> list[str]:
+        return [name for name, _ in self.parameters if name != "*"]
+
+    @property
+    def positional_names(self) -> list[str]:
+        names = [name for name, _ in self.parameters]
+        return names[: names.index("*")] if "*" in names else names
+
+    @property
+    def signature(self) -> str:
+        """The signature at run time: ``"(input, other, *, alpha=1)"``."""
+        return f"({', '.join(name + default for name, default in self.parameters)})"
+
+    @property
+    def takes_tensors(self) -> bool:
+        """Whether a parameter beside ``input`` may be a tensor."""
+        return any("Tensor" in overload for overload in self.overloads)
+
+    @property
+    def dtype_names(self) -> list[str]:
+        return [name for group in self.dtypes.split() for name in DTYPE_GROUPS.get(group, (group,))]
+
+
+UNARY = ("",)
+OTHER = ("other: Tensor | Number",)
+OTHER_TENSOR = ("other: Tensor",)
+EXPONENT = ("exponent: Tensor | Number",)
+ALPHA = ("other: Tensor | Number, *, alpha: Number = 1",)
+ROUNDING = ("other: Tensor | Number, *, rounding_mode: RoundingMode | None = None",)
+BOUNDS = (
+    "min: Number | None = None, max: Number | None = None",
+    "min: Tensor | None = None, max: Tensor | None = None",
+)
+TENSORS_VALUE = ("tensor1: Tensor, tensor2: Tensor, *, value: Number = 1",)
+REPLACEMENTS = ("nan: float | None = None, posinf: float | None = None, neginf: float | None = None",)
+
+REAL = "float int"
+DISCRETE = "int bool"
+ORDERED = "float int bool"
+FIELD = "float complex"
+NUMERIC = "float int complex"
+ALL = "float int bool complex"
+
+SCALAR_ROUNDED = "In float16 and bfloat16 a scalar is first rounded to the dtype of ``input``, as in torch."
+SCALAR_KEPT = "In float16 and bfloat16 a scalar stays in float32, as in torch."
+EXPANDED = "``input`` may be expanded, as in torch."
+ALPHA_ERROR = "RuntimeError: ``alpha`` is a float and ``input`` is an integer tensor."
+BOOL_SUB_ERROR = "RuntimeError: both ``input`` and ``other`` are bool."
+BOOL_ERROR = "RuntimeError: ``input`` is bool."
+BOOL_INT_ERROR = "RuntimeError: ``input`` is an integer or bool tensor."
+ZERO_DIVISION = "RuntimeError: integer division by zero."
+
+# fmt: off
+_LINES = [
+    # Operations with kernels of their own.
+    Op("add_", ALPHA, "Adds ``alpha * other``", "x + alpha * other", ALL,
+       "[1.0, 2.0], 10, alpha=2", "[21., 22.]", native=True, ulp=EXACT,
+       notes=(SCALAR_ROUNDED,), errors=(ALPHA_ERROR,)),
+    Op("sub_", ALPHA, "Subtracts ``alpha * other``", "x - alpha * other", NUMERIC,
+       "[1, 2], [3, 5]", "[-2, -3]", native=True, ulp=EXACT,
+       notes=(SCALAR_ROUNDED,), errors=(ALPHA_ERROR, BOOL_SUB_ERROR)),
+    Op("mul_", OTHER, "Multiplies by ``other``", "x * other", ALL,
+       "[1.0, -2.0], 1.5", "[ 1.5000, -3.0000]", native=True, ulp=EXACT,
+       notes=(SCALAR_KEPT,)),
+    Op("div_", ROUNDING, "Divides by ``other``", "x / other, as it is, truncated or floored", NUMERIC,
+       "[7, -7], 2, rounding_mode='floor'", "[ 3, -4]", native=True, ulp=EXACT,
+       notes=(SCALAR_KEPT, "An integer ``input`` needs ``rounding_mode``; a complex one takes none."),
+       errors=("RuntimeError: ``rounding_mode`` is none of None, 'trunc' and 'floor'.", ZERO_DIVISION)),
+    Op("clamp_", BOUNDS, "Limits to the range from ``min`` to ``max``", "min(max(x, min), max)", REAL,
+       "[-0.5, 0.25, 3.0], 0, 1", "[0.0000, 0.2500, 1.0000]", native=True, ulp=EXACT,
+       notes=("NaN in ``input`` or in a bound gives NaN, ``min > max`` gives ``max``.",
+              "-0.0 stays -0.0 where a bound is 0."),
+       errors=("RuntimeError: both bounds are None.",
+               "TypeError: one bound is a tensor and the other a number.")),
+    Op("clamp_min_", ("min: Tensor | Number",), "Raises to at least ``min``", "max(x, min)", ORDERED,
+       "[-1.0, 2.0], 0", "[0., 2.]", native=True, ulp=EXACT,
+       notes=("NaN in ``input`` or in ``min`` gives NaN.",)),
+    Op("clamp_max_", ("max: Tensor | Number",), "Lowers to at most ``max``", "min(x, max)", ORDERED,
+       "[-1.0, 2.0], 0", "[-1.,  0.]", native=True, ulp=EXACT,
+       notes=("NaN in ``input`` or in ``max`` gives NaN.",)),
+    Op("pow_", EXPONENT, "Raises to the power ``exponent``", "x ** exponent", NUMERIC,
+       "[1.0, 2.0, 3.0], 2", "[1., 4., 9.]", native=True, ulp=ONE_ULP,
+       notes=("The scalar exponents 0.5, 2, 3, -0.5, -1 and -2 are square roots, products and reciprocals,",
+              "as in torch: -0.0 to the power 0.5 is -0.0.",
+              "In float16 and bfloat16 a scalar exponent is first rounded to the dtype of ``input``."),
+       errors=("RuntimeError: ``input`` is an integer tensor and ``exponent`` a negative number.",)),
+    Op("exp_", UNARY, "Exponential", "e ** x", FIELD,
+       "[0.0, 1.0]", "[1.0000, 2.7183]", native=True, ulp=ONE_ULP,
+       notes=("inf gives inf, -inf gives 0, NaN gives NaN.",)),
+    Op("sqrt_", UNARY, "Square root", "sqrt(x)", FIELD,
+       "[4.0, 2.0]", "[2.0000, 1.4142]", native=True, ulp=EXACT,
+       notes=("A negative number gives NaN, -0.0 gives -0.0.",)),
+    Op("neg_", UNARY, "Negation", "-x", NUMERIC,
+       "[1.0, -2.0]", "[-1.,  2.]", native=True, ulp=EXACT,
+       notes=("The sign bit is flipped, that of zeros and NaN too.",), errors=(BOOL_ERROR,)),
+    Op("relu_", UNARY, "Rectified linear unit", "max(x, 0)", REAL,
+       "[-1.0, 2.0]", "[0., 2.]", native=True, ulp=EXACT,
+       notes=("NaN stays NaN and -0.0 stays -0.0, as in torch.",), errors=(BOOL_ERROR,)),
+    Op("fill_", ("value: Tensor | Number",), "Sets every element to ``value``", "value", ALL,
+       "[1.0, 2.0], 0.5", "[0.5000, 0.5000]", native=True, ulp=EXACT,
+       notes=(EXPANDED,),
+       errors=("RuntimeError: ``value`` is a tensor of one dimension or more, or does not fit the dtype.",)),
+    Op("zero_", UNARY, "Sets every element to zero", "0", ALL,
+       "[1.0, 2.0]", "[0., 0.]", native=True, ulp=EXACT, notes=(EXPANDED,)),
+    Op("copy_", ("src: Tensor | Number, non_blocking: bool = False",),
+       "Copies ``src``, converted to the dtype of ``input``", "src", ALL,
+       "[1.0, 2.0], [3, 4]", "[3., 4.]", native=True, ulp=EXACT,
+       notes=("With ``non_blocking`` a copy between pinned memory and a GPU may return before it is done.",)),
+    Op("subtract_", alias_of="sub_"),
+    Op("multiply_", alias_of="mul_"),
+    Op("divide_", alias_of="div_"),
+    Op("true_divide_", OTHER, formula="x / other", dtypes=FIELD, example="[1.0, 3.0], 2",
+       result="[0.5000, 1.5000]", notes=(SCALAR_KEPT,), errors=(BOOL_INT_ERROR,), alias_of="div_"),
+    Op("clip_", alias_of="clamp_"),
+    Op("negative_", alias_of="neg_"),
+    # Operations that torch carries out. Arithmetic:
+    Op("abs_", UNARY, "Absolute value", "|x|", REAL, "[-1.5, 2.0]", "[1.5000, 2.0000]"),
+    Op("absolute_", alias_of="abs_"),
+    Op("sign_", UNARY, "Sign", "-1, 0 or 1", ORDERED, "[-1.5, 0.0, 2.0]", "[-1.,  0.,  1.]"),
+    Op("sgn_", UNARY, "Sign, of a complex number x / |x|", "x / |x|, 0 where x = 0", ALL, "[-1.5, 0.0, 2.0]",
+       "[-1.,  0.,  1.]"),
+    Op("conj_physical_", UNARY, "Complex conjugate", "conj(x)", ALL, "[1.0, 2.0]", "[1., 2.]"),
+    Op("reciprocal_", UNARY, "Reciprocal", "1 / x", FIELD, "[2.0, 4.0]", "[0.5000, 0.2500]"),
+    Op("square_", UNARY, "Square", "x * x", NUMERIC, "[2.0, -3.0]", "[4., 9.]"),
+    Op("floor_divide_", OTHER, "Divides by ``other`` and rounds down", "floor(x / other)", REAL,
+       "[7, -7], 2", "[ 3, -4]", errors=(ZERO_DIVISION,)),
+    Op("fmod_", OTHER, "Remainder with the sign of ``input``", "x - other * trunc(x / other)", REAL,
+       "[7, -7], 4", "[ 3, -3]", errors=(ZERO_DIVISION,)),
+    Op("remainder_", OTHER, "Remainder with the sign of ``other``", "x - other * floor(x / other)", REAL,
+       "[7, -7], 4", "[3, 1]", errors=(ZERO_DIVISION,)),
+    Op("float_power_", EXPONENT, "Power computed in double precision", "x ** exponent", "float64 complex128",
+       "[2.0, 3.0], 2", "[4., 9.]"),
+    Op("hypot_", OTHER_TENSOR, "Hypotenuse", "sqrt(x * x + other * other)", "float",
+       "[3.0, 5.0], [4.0, 12.0]", "[ 5., 13.]"),
+    Op("ldexp_", OTHER_TENSOR, "Multiplies by a power of two", "x * 2 ** other", FIELD, "[1.0, 3.0], [2, 3]",
+       "[ 4., 24.]"),
+    Op("gcd_", OTHER_TENSOR, "Greatest common divisor", "gcd(x, other)", "int", "[12, 18], [8, 27]",
+       "[4, 9]"),
+    Op("lcm_", OTHER_TENSOR, "Least common multiple", "lcm(x, other)", "int", "[12, 18], [8, 27]",
+       "[24, 54]"),
+    Op("addcmul_", TENSORS_VALUE, "Adds ``value`` times a product", "x + value * tensor1 * tensor2", NUMERIC,
+       "[1.0, 1.0], [2.0, 3.0], [4.0, 5.0], value=2", "[17., 31.]"),
+    Op("addcdiv_", TENSORS_VALUE, "Adds ``value`` times a quotient", "x + value * tensor1 / tensor2", FIELD,
+       "[1.0, 1.0], [2.0, 3.0], [4.0, 4.0], value=2", "[2.0000, 2.5000]"),
+    Op("lerp_", ("end: Tensor, weight: Tensor | Number",), "Linear interpolation towards ``end``",
+       "x + weight * (end - x)", FIELD, "[0.0, 10.0], [1.0, 20.0], 0.5", "[ 0.5000, 15.0000]"),
+    Op("copysign_", OTHER, "Magnitude of ``input`` with the sign of ``other``", "|x| * sign(other)", "float",
+       "[1.0, 2.0], [-1.0, 1.0]", "[-1.,  2.]"),
+    Op("nextafter_", OTHER_TENSOR, "Next number towards ``other``", "nextafter(x, other)", "float",
+       "[1.0, 2.0], [1.0, 2.0]", "[1., 2.]"),
+    Op("heaviside_", ("values: Tensor",), "Heaviside step function", "0, values or 1 for x <, = or > 0",
+       ORDERED, "[-1.0, 0.0, 2.0], [0.5, 0.5, 0.5]", "[0.0000, 0.5000, 1.0000]"),
+    Op("nan_to_num_", REPLACEMENTS, "Replaces NaN and infinities",
+       "nan, posinf or neginf for NaN, inf or -inf", ALL, "[1.0, float('nan')], nan=0.5", "[1.0000, 0.5000]"),
+    Op("masked_fill_", ("mask: Tensor, value: Tensor | Number",), "Sets the elements where ``mask`` is true",
+       "value where mask, else x", ALL, "[1.0, 2.0], [True, False], 0", "[0., 2.]"),
+    Op("deg2rad_", UNARY, "Degrees to radians", "x * pi / 180", "float", "[180.0, 90.0]", "[3.1416, 1.5708]"),
+    Op("rad2deg_", UNARY, "Radians to degrees", "x * 180 / pi", "float", "[0.0, 1.0]", "[ 0.0000, 57.2958]"),
+    # Rounding:
+    Op("ceil_", UNARY, "Rounds up", "ceil(x)", REAL, "[-1.5, 1.5]", "[-1.,  2.]"),
+    Op("floor_", UNARY, "Rounds down", "floor(x)", REAL, "[-1.5, 1.5]", "[-2.,  1.]"),
+    Op("trunc_", UNARY, "Rounds towards zero", "trunc(x)", REAL, "[-1.5, 1.5]", "[-1.,  1.]"),
+    Op("fix_", alias_of="trunc_"),
+    Op("round_", ("*, decimals: int = 0",), "Rounds to the nearest, ties to even", "round(x, decimals)",
+       REAL, "[1.234, 2.5], decimals=1", "[1.2000, 2.5000]"),
+    Op("frac_", UNARY, "Fractional part", "x - trunc(x)", "float", "[-1.5, 1.25]", "[-0.5000,  0.2500]"),
+    # Exponentials, logarithms and powers:
+    Op("exp2_", UNARY, "Power of two", "2 ** x", FIELD, "[1.0, 0.5]", "[2.0000, 1.4142]"),
+    Op("expm1_", UNARY, "Exponential minus one", "e ** x - 1", FIELD, "[0.0, 1.0]", "[0.0000, 1.7183]"),
+    Op("log_", UNARY, "Natural logarithm", "ln(x)", FIELD, "[1.0, 2.0]", "[0.0000, 0.6931]"),
+    Op("log2_", UNARY, "Logarithm to base 2", "log2(x)", FIELD, "[1.0, 3.0]", "[0.0000, 1.5850]"),
+    Op("log10_", UNARY, "Logarithm to base 10", "log10(x)", FIELD, "[10.0, 2.0]", "[1.0000, 0.3010]"),
+    Op("log1p_", UNARY, "Logarithm of one plus the element", "ln(1 + x)", FIELD, "[0.0, 1.0]",
+       "[0.0000, 0.6931]"),
+    Op("rsqrt_", UNARY, "Reciprocal square root", "1 / sqrt(x)", FIELD, "[4.0, 2.0]", "[0.5000, 0.7071]"),
+    Op("xlogy_", OTHER, "Element times the logarithm of ``other``", "x * ln(other), 0 where x = 0", "float",
+       "[0.0, 1.0], 2.0", "[0.0000, 0.6931]"),
+    # Trigonometric and hyperbolic:
+    Op("sin_", UNARY, "Sine", "sin(x)", FIELD, "[0.0, 1.0]", "[0.0000, 0.8415]"),
+    Op("cos_", UNARY, "Cosine", "cos(x)", FIELD, "[0.0, 1.0]", "[1.0000, 0.5403]"),
+    Op("tan_", UNARY, "Tangent", "tan(x)", FIELD, "[0.0, 1.0]", "[0.0000, 1.5574]"),
+    Op("asin_", UNARY, "Inverse sine", "asin(x)", FIELD, "[0.0, 0.5]", "[0.0000, 0.5236]"),
+    Op("arcsin_", alias_of="asin_"),
+    Op("acos_", UNARY, "Inverse cosine", "acos(x)", FIELD, "[0.0, 0.5]", "[1.5708, 1.0472]"),
+    Op("arccos_", alias_of="acos_"),
+    Op("atan_", UNARY, "Inverse tangent", "atan(x)", FIELD, "[0.0, 1.0]", "[0.0000, 0.7854]"),
+    Op("arctan_", alias_of="atan_"),
+    Op("atan2_", OTHER_TENSOR, "Angle of the point (``other``, ``input``)", "atan2(x, other)", "float",
+       "[1.0, -1.0], [1.0, 1.0]", "[ 0.7854, -0.7854]"),
+    Op("arctan2_", alias_of="atan2_"),
+    Op("sinh_", UNARY, "Hyperbolic sine", "sinh(x)", FIELD, "[0.0, 1.0]", "[0.0000, 1.1752]"),
+    Op("cosh_", UNARY, "Hyperbolic cosine", "cosh(x)", FIELD, "[0.0, 1.0]", "[1.0000, 1.5431]"),
+    Op("tanh_", UNARY, "Hyperbolic tangent", "tanh(x)", FIELD, "[0.0, 1.0]", "[0.0000, 0.7616]"),
+    Op("asinh_", UNARY, "Inverse hyperbolic sine", "asinh(x)", FIELD, "[0.0, 1.0]", "[0.0000, 0.8814]"),
+    Op("arcsinh_", alias_of="asinh_"),
+    Op("acosh_", UNARY, "Inverse hyperbolic cosine", "acosh(x)", FIELD, "[1.0, 2.0]", "[0.0000, 1.3170]"),
+    Op("arccosh_", alias_of="acosh_"),
+    Op("atanh_", UNARY, "Inverse hyperbolic tangent", "atanh(x)", FIELD, "[0.0, 0.5]", "[0.0000, 0.5493]"),
+    Op("arctanh_", alias_of="atanh_"),
+    Op("sinc_", UNARY, "Normalized sinc", "sin(pi * x) / (pi * x), 1 where x = 0", FIELD, "[0.0, 0.5]",
+       "[1.0000, 0.6366]"),
+    # Activations and special functions:
+    Op("sigmoid_", UNARY, "Logistic function", "1 / (1 + e ** -x)", FIELD, "[0.0, 1.0]", "[0.5000, 0.7311]"),
+    Op("logit_", ("eps: float | None = None",), "Logit, of ``input`` clamped to [eps, 1 - eps]",
+       "ln(x / (1 - x))", "float", "[0.5, 1.0], eps=0.1", "[0.0000, 2.1972]"),
+    Op("erf_", UNARY, "Error function", "erf(x)", "float", "[0.0, 1.0]", "[0.0000, 0.8427]"),
+    Op("erfc_", UNARY, "Complementary error function", "1 - erf(x)", "float", "[0.0, 1.0]",
+       "[1.0000, 0.1573]"),
+    Op("erfinv_", UNARY, "Inverse error function", "erfinv(x)", "float", "[0.0, 0.5]", "[0.0000, 0.4769]"),
+    Op("lgamma_", UNARY, "Logarithm of the absolute value of the gamma function", "ln|gamma(x)|", "float",
+       "[0.5, 3.0]", "[0.5724, 0.6931]"),
+    Op("digamma_", UNARY, "Logarithmic derivative of the gamma function", "gamma'(x) / gamma(x)", "float",
+       "[0.5, 1.0]", "[-1.9635, -0.5772]"),
+    Op("polygamma_", ("n: int",), "Derivative ``n`` of the digamma function", "digamma derived n times at x",
+       "float", "[1.0, 2.0], 1", "[1.6449, 0.6449]"),
+    Op("mvlgamma_", ("p: int",), "Multivariate log-gamma function of dimension ``p``",
+       "ln(gamma_p(x)), for x > (p - 1) / 2", "float", "[1.0, 2.0], 2", "[1.1447, 0.4516]"),
+    Op("igamma_", OTHER_TENSOR, "Regularized lower incomplete gamma function", "P(x, other)", "float",
+       "[1.0, 2.0], [1.0, 1.0]", "[0.6321, 0.2642]"),
+    Op("igammac_", OTHER_TENSOR, "Regularized upper incomplete gamma function", "Q(x, other)", "float",
+       "[1.0, 2.0], [1.0, 1.0]", "[0.3679, 0.7358]"),
+    Op("i0_", UNARY, "Modified Bessel function of the first kind, order 0", "i0(x)", "float", "[0.0, 1.0]",
+       "[1.0000, 1.2661]"),
+    # Comparisons, which store 1 for true and 0 for false in the dtype of input:
+    Op("eq_", OTHER, "Equal to ``other``", "x == other", ALL, "[1.0, 2.0], 2", "[0., 1.]"),
+    Op("ne_", OTHER, "Not equal to ``other``", "x != other", ALL, "[1.0, 2.0], 2", "[1., 0.]"),
+    Op("not_equal_", alias_of="ne_"),
+    Op("lt_", OTHER, "Less than ``other``", "x < other", ORDERED, "[1.0, 2.0], 2", "[1., 0.]"),
+    Op("less_", alias_of="lt_"),
+    Op("le_", OTHER, "Less than or equal to ``other``", "x <= other", ORDERED, "[1.0, 3.0], 2", "[1., 0.]"),
+    Op("less_equal_", alias_of="le_"),
+    Op("gt_", OTHER, "Greater than ``other``", "x > other", ORDERED, "[1.0, 3.0], 2", "[0., 1.]"),
+    Op("greater_", alias_of="gt_"),
+    Op("ge_", OTHER, "Greater than or equal to ``other``", "x >= other", ORDERED, "[1.0, 2.0], 2",
+       "[0., 1.]"),
+    Op("greater_equal_", alias_of="ge_"),
+    # Logical and bitwise:
+    Op("logical_not_", UNARY, "Logical not", "1 where x is 0, else 0", ALL, "[0, 2]", "[1, 0]"),
+    Op("logical_and_", OTHER_TENSOR, "Logical and", "x and other", ALL, "[0, 2], [1, 1]", "[0, 1]"),
+    Op("logical_or_", OTHER_TENSOR, "Logical or", "x or other", ALL, "[0, 2], [0, 1]", "[0, 1]"),
+    Op("logical_xor_", OTHER_TENSOR, "Logical exclusive or", "x xor other", ALL, "[0, 2], [1, 1]", "[1, 0]"),
+    Op("bitwise_not_", UNARY, "Bitwise not, of bools logical not", "~x", DISCRETE, "[0, 5]", "[-1, -6]"),
+    Op("bitwise_and_", OTHER, "Bitwise and", "x & other", DISCRETE, "[12, 5], 6", "[4, 4]"),
+    Op("bitwise_or_", OTHER, "Bitwise or", "x | other", DISCRETE, "[12, 5], 6", "[14,  7]"),
+    Op("bitwise_xor_", OTHER, "Bitwise exclusive or", "x ^ other", DISCRETE, "[12, 5], 6", "[10,  3]"),
+    Op("bitwise_left_shift_", OTHER, "Shifts left by ``other`` bits", "x << other", "int", "[1, 5], 2",
+       "[ 4, 20]"),
+    Op("bitwise_right_shift_", OTHER, "Shifts right by ``other`` bits", "x >> other", "int", "[8, -5], 2",
+       "[ 2, -2]"),
+]
+# fmt: on
+
+
+def _resolve(lines: list[Op]) -> dict[str, Op]:
+    """The table by name; an alias takes from the operation it stands for whatever its line leaves out."""
+    ops: dict[str, Op] = {}
+    for op in lines:
+        if op.alias_of:
+            given = {f.name: getattr(op, f.name) for f in fields(op) if getattr(op, f.name) != f.default}
+            op = replace(ops[op.alias_of], **given)
+        ops[op.name] = op
+    return ops
+
+
+OPS = _resolve(_LINES)
+
+#: In-place methods of ``torch.Tensor`` that are not elementwise operations, and why.
+EXCLUDED = {
+    "not data": "as_strided_ detach_ requires_grad_ resize_ resize_as_ resize_as_sparse_ set_ share_memory_ "
+    "sparse_resize_ sparse_resize_and_clear_ squeeze_ swapaxes_ swapdims_ t_ transpose_ unsqueeze_",
+    "random": "bernoulli_ cauchy_ exponential_ geometric_ log_normal_ normal_ random_ uniform_",
+    "an index decides what is written": "index_add_ index_copy_ index_fill_ index_put_ index_reduce_ "
+    "masked_scatter_ put_ scatter_ scatter_add_ scatter_reduce_",
+    "matrix products": "addbmm_ addmm_ addmv_ addr_ baddbmm_",
+    "an element depends on others": "cumprod_ cumsum_ renorm_",
+    "an element depends on its position": "fill_diagonal_ tril_ triu_",
+    "calls Python for each element": "apply_ map_ map2_",
+}

@@ -1,0 +1,49 @@
+"""For tests: which path a call took, and ways to force one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from inplace_ext import _native
+
+
+def last_path() -> str:
+    """The path of the last call on this thread: ``"avx2:loop"``, or ``"torch"`` where torch did the work.
+
+    The part before the colon is the instruction set, the one after it the kind of kernel.
+    """
+    return "torch" if _native.module is None else str(_native.module.last_path())
+
+
+def available_capabilities() -> list[str]:
+    """The instruction sets whose kernels are built and can run here; none without the compiled module."""
+    return [] if _native.module is None else _native.supported_capabilities()
+
+
+@contextmanager
+def use_capability(name: str) -> Iterator[None]:
+    """Runs the kernels of one instruction set, on every thread."""
+    if _native.module is None or name not in available_capabilities():
+        raise RuntimeError(f"use_capability: {name!r} is not available, only {available_capabilities()}")
+    previous = _native.module.capability()
+    if name not in _native.module.loaded_capabilities():
+        _native.module.load_kernels(str(_native.library(name)))
+    _native.module.use_capability(name)
+    try:
+        yield
+    finally:
+        _native.module.use_capability(previous)
+
+
+@contextmanager
+def native_disabled() -> Iterator[None]:
+    """Sends every call to torch, on every thread."""
+    if _native.module is None:
+        yield
+        return
+    _native.module.set_enabled(False)
+    try:
+        yield
+    finally:
+        _native.module.set_enabled(True)

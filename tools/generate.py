@@ -1,0 +1,120 @@
+"""Writes what is made from the op table: ``inplace_ext/_ops.pyi`` and the table of operations in README.md.
+
+``--check`` writes nothing and fails where a file is stale. Needs neither torch nor the compiled module.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).resolve().parent.parent
+STUB = ROOT / "inplace_ext" / "_ops.pyi"
+README = ROOT / "README.md"
+BEGIN, END = "<!-- operations:begin -->", "<!-- operations:end -->"
+
+
+def load_table() -> ModuleType:
+    """``inplace_ext._table``, without the package around it."""
+    spec = importlib.util.spec_from_file_location("_table", ROOT / "inplace_ext" / "_table.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses looks it up
+    spec.loader.exec_module(module)
+    return module
+
+
+table = load_table()
+
+
+def stub() -> str:
+    lines = [
+        "# Generated from _table.py by tools/generate.py; do not edit.",
+        "from typing import Literal, TypeAlias, TypeVar, overload",
+        "",
+        "from torch import Tensor",
+        "",
+        '_T = TypeVar("_T", bound=Tensor)',
+        "Number: TypeAlias = bool | int | float | complex",
+        'RoundingMode: TypeAlias = Literal["trunc", "floor"]',
+        "",
+        "__all__ = [  # noqa: RUF022",
+        *(f'    "{name}",' for name in table.OPS),
+        "]",
+        "",
+    ]
+    for op in table.OPS.values():
+        for overload in op.overloads:
+            if len(op.overloads) > 1:
+                lines.append("@overload")
+            parameters = ", ".join(filter(None, ["input: _T", overload]))
+            line = f"def {op.name}({parameters}) -> _T: ..."
+            # As ruff would have it.
+            lines += [line] if len(line) <= 110 else [f"def {op.name}(", f"    {parameters}", ") -> _T: ..."]
+    return "\n".join(lines) + "\n"
+
+
+def operations() -> str:
+    """The README's table: a row for an operation and its aliases."""
+    ops = list(table.OPS.values())
+    lines = []
+    for title, native in (
+        ("With kernels of their own:", True),
+        ("Carried out by torch, under the same contract:", False),
+    ):
+        error = (" maximum error |", " --- |") if native else ("", "")
+        lines += [title, "", f"| operation | formula | dtypes |{error[0]}", f"| --- | --- | --- |{error[1]}"]
+        for op in ops:
+            if op.native != native or op.alias_of:
+                continue
+            names = [f"`{op.name}`", *(f"`{other.name}`" for other in ops if other.alias_of == op.name)]
+            formula = "`" + op.formula.replace("|", "\\|") + "`"
+            cells = [", ".join(names), formula, op.dtypes.replace(" ", ", "), *([op.ulp] if native else [])]
+            lines.append(f"| {' | '.join(cells)} |")
+        lines.append("")
+    groups = [f"{name} is {', '.join(members)}" for name, members in table.DTYPE_GROUPS.items()]
+    lines.append(f"x is an element of the input; {'; '.join(groups)}.")
+    return "\n".join(lines) + "\n"
+
+
+def readme(text: str) -> str:
+    head, _, rest = text.partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    return f"{head}{BEGIN}\n{operations()}{END}{tail}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="fail where a file is stale, and write nothing")
+    check = parser.parse_args().check
+
+    files = {STUB: stub()}
+    text = README.read_text() if README.exists() else ""
+    if BEGIN in text and END in text:
+        files[README] = readme(text)
+    else:
+        print(f"README.md has no {BEGIN} ... {END}: its table is left out")
+
+    stale = False
+    for path, wanted in files.items():
+        found = path.read_text() if path.exists() else ""
+        if found == wanted:
+            continue
+        name = path.relative_to(ROOT).as_posix()
+        if check:
+            stale = True
+            diff = difflib.unified_diff(found.splitlines(), wanted.splitlines(), name, "generated", "", "", 0)
+            print(*list(diff)[:20], sep="\n")
+            print(f"{name} is stale: run python tools/generate.py")
+        else:
+            path.write_text(wanted)
+            print(f"wrote {name}")
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
