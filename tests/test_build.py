@@ -1,0 +1,254 @@
+"""The build: flags, exported symbols, the choice of instruction set, and each way to install."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+import inplace_ext as ie
+from inplace_ext import _build, _native, testing
+
+ROOT = Path(__file__).resolve().parent.parent
+PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+# An editable install answers for every submodule of its package, also for one that another copy lacks.
+ALONE = "import sys; sys.meta_path = [f for f in sys.meta_path if '__editable__' not in str(f)]\n"
+PROBE = (
+    ALONE
+    + """
+import inplace_ext as ie, torch
+x = torch.tensor([-1.0, 0.5, 2.0])
+assert ie.clamp_(x, 0, 1) is x and x.tolist() == [0.0, 0.5, 1.0]
+print(ie.__file__, ie.info().capability, ie.info().reason, sep="|")
+"""
+)
+
+checkout = pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="needs the source tree")
+native = pytest.mark.skipif(_native.module is None, reason="needs the compiled module")
+built_here = pytest.mark.skipif(_build.missing_toolchain() is not None, reason="needs a compiler")
+
+
+def run(*command: object, cwd: Path | str = "/", **environment: str) -> str:
+    """The output of a command, by default outside of the source tree; its errors become the test's."""
+    result = subprocess.run(
+        [str(part) for part in command],
+        env={**os.environ, **environment},
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout.strip()
+
+
+def probe(path: Path, **environment: str) -> list[str]:
+    """File, capability and reason of the package installed in the folder ``path``."""
+    return run(sys.executable, "-W", "ignore", "-c", PROBE, PYTHONPATH=str(path), **environment).split("|")
+
+
+@pytest.fixture
+def source_tree(tmp_path: Path) -> Path:
+    """A copy of the sources, so that a build leaves nothing behind in the tree that is tested."""
+    tree = tmp_path / "source"
+    unwanted = shutil.ignore_patterns(
+        ".*", "build", "dist", "*.egg-info", "*.so", "__pycache__", _build.REASON_FILE
+    )
+    shutil.copytree(ROOT, tree, ignore=unwanted)
+    return tree
+
+
+@checkout
+def test_setup_py_is_short() -> None:
+    assert len((ROOT / "setup.py").read_text().splitlines()) < 60
+
+
+@checkout
+def test_build_module_needs_no_package() -> None:
+    code = f"""
+import runpy, sys
+module = runpy.run_path({str(ROOT / "inplace_ext" / "_build.py")!r})
+assert module["sources"]("cpu") and module["sources"]("bindings") and module["headers"]()
+print(sorted(name for name in sys.modules if name.partition(".")[0] in ("torch", "inplace_ext")))
+"""
+    assert run(sys.executable, "-c", code) == "[]"
+
+
+@pytest.mark.parametrize(
+    ("machine", "expected"),
+    [("x86_64", ["avx512", "avx2", "baseline"]), ("aarch64", ["baseline"]), ("riscv64", ["baseline"])],
+)
+def test_capabilities_of_each_machine(
+    monkeypatch: pytest.MonkeyPatch, machine: str, expected: list[str]
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    assert list(_build.capabilities()) == expected
+
+
+def test_flags_of_each_capability() -> None:
+    flags = _build.CAPABILITIES["x86_64"]
+    # The baseline runs everywhere, and a wider set holds the narrower one.
+    assert flags["baseline"] == []
+    assert set(flags["avx2"]) < set(flags["avx512"])
+    assert {"-mavx2", "-mfma", "-mf16c"} <= set(flags["avx2"])
+    for every in (_build.KERNEL_FLAGS, _build.BINDING_FLAGS, *flags.values()):
+        assert not {"-march=native", "-ffast-math", "-Ofast"} & set(every)
+    assert {"-ffp-contract=off", "-fwrapv", "-fvisibility=hidden"} <= set(_build.KERNEL_FLAGS)
+
+
+@checkout
+def test_extensions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("INPLACE_EXT_SANITIZE", raising=False)
+    by_name = {extension.name: extension for extension in _build.extensions()}
+    assert set(by_name) == {"inplace_ext._C", *(f"inplace_ext._cpu_{name}" for name in _build.capabilities())}
+    for name, flags in _build.capabilities().items():
+        kernel = by_name[f"inplace_ext._cpu_{name}"]
+        assert set(flags) <= set(kernel.extra_compile_args)
+        # Kernels know no torch.
+        assert not any("torch" in part for part in [*kernel.include_dirs, *kernel.libraries])
+    assert "-fsanitize=address,undefined" not in str(by_name["inplace_ext._C"].extra_compile_args)
+    monkeypatch.setenv("INPLACE_EXT_SANITIZE", "1")
+    for extension in _build.extensions():
+        assert "-fsanitize=address,undefined" in str(extension.extra_compile_args)
+        assert "-fsanitize=address,undefined" in extension.extra_link_args
+
+
+@pytest.mark.parametrize(
+    ("compiler", "expected"),
+    [
+        ("/nonexistent/c++ -O2", "no C++ compiler: /nonexistent/c++ is not on PATH"),
+        ("false", "false cannot build"),
+    ],
+)
+def test_missing_toolchain_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, compiler: str, expected: str
+) -> None:
+    monkeypatch.setenv("CXX", compiler)
+    monkeypatch.setenv("INPLACE_EXT_BUILD", "")
+    assert expected in str(_build.pure_python())
+    monkeypatch.setenv("INPLACE_EXT_BUILD", "1")
+    with pytest.raises(RuntimeError, match="INPLACE_EXT_BUILD=1, but"):
+        _build.pure_python()
+
+
+@native
+@pytest.mark.skipif(shutil.which("nm") is None, reason="needs nm")
+@pytest.mark.nosanitize  # the sanitizers export symbols of their own
+@pytest.mark.parametrize("name", list(_build.capabilities()))
+def test_kernel_library_exports_one_symbol(name: str) -> None:
+    symbols = run("nm", "-D", "--defined-only", _native.library(name)).splitlines()
+    assert [line.split()[-1] for line in symbols] == [_build.KERNEL_SYMBOL]
+
+
+@native
+@pytest.mark.nosanitize
+@pytest.mark.parametrize("name", list(_build.capabilities()))
+def test_kernel_library_needs_no_torch(name: str) -> None:
+    if shutil.which("readelf") is None:
+        pytest.skip("needs readelf")
+    needed = run("readelf", "-d", _native.library(name))
+    assert not any(library in needed for library in ("libtorch", "libc10", "libpython"))
+
+
+@native
+@pytest.mark.parametrize(
+    ("asked", "expected"), [("default", "baseline"), ("avx2", "avx2"), ("avx512", "avx512")]
+)
+def test_capability_is_the_one_torch_reports(asked: str, expected: str) -> None:
+    if expected not in testing.available_capabilities():
+        pytest.skip(f"{expected} does not run here")
+    package = Path(str(ie.__file__)).parent.parent
+    assert probe(package, ATEN_CPU_CAPABILITY=asked)[1] == expected
+
+
+@checkout
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("environment", "reason"),
+    [
+        ({"INPLACE_EXT_BUILD": "0"}, "INPLACE_EXT_BUILD=0"),
+        ({"INPLACE_EXT_BUILD": "", "CXX": "/nonexistent/c++"}, "no C++ compiler"),
+    ],
+    ids=["asked", "no-compiler"],
+)
+def test_pure_python_install(
+    tmp_path: Path, source_tree: Path, environment: dict[str, str], reason: str
+) -> None:
+    target = tmp_path / "target"
+    run(*PIP, "install", "--no-deps", "--no-build-isolation", "--target", target, source_tree, **environment)
+    assert not list(target.rglob("*.so"))
+    (metadata,) = target.glob("*.dist-info/WHEEL")
+    assert "Tag: py3-none-any" in metadata.read_text()
+    file, capability, recorded = probe(target)
+    assert file.startswith(str(target)) and capability == "None" and reason in recorded
+    # One warning says so, and why.
+    warned = subprocess.run(
+        [sys.executable, "-W", "always", "-c", ALONE + "import inplace_ext"],
+        env={**os.environ, "PYTHONPATH": str(target)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    ).stderr
+    assert warned.count("RuntimeWarning") == 1 and reason in warned
+
+
+@checkout
+@native
+@built_here
+@pytest.mark.slow
+@pytest.mark.nosanitize
+def test_wheel_installs_elsewhere(tmp_path: Path) -> None:
+    # In the tree itself, whose objects are compiled already: only links.
+    run(*PIP, "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT, INPLACE_EXT_BUILD="1")
+    (wheel,) = tmp_path.glob("*.whl")
+    assert "none-any" not in wheel.name
+    with zipfile.ZipFile(wheel) as archive:
+        names = {Path(name).name.partition(".")[0] for name in archive.namelist() if name.endswith(".so")}
+    assert names == {"_C", *(f"_cpu_{name}" for name in _build.capabilities())}
+    target = tmp_path / "target"
+    run(*PIP, "install", "--no-deps", "--target", target, wheel)
+    file, capability, _ = probe(target)
+    assert file.startswith(str(target)) and capability == ie.info().capability
+
+
+@checkout
+@pytest.mark.slow
+def test_sdist_holds_every_source(tmp_path: Path, source_tree: Path) -> None:
+    code = f"import setuptools.build_meta as backend; backend.build_sdist({str(tmp_path)!r})"
+    run(sys.executable, "-c", code, cwd=source_tree, INPLACE_EXT_BUILD="0")
+    (sdist,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    folders = ("csrc", "inplace_ext", "tests", "tools", "benchmarks")
+    paths = [path for folder in folders for path in (source_tree / folder).rglob("*") if path.is_file()]
+    wanted = {path.relative_to(source_tree).as_posix() for path in paths}
+    wanted |= {"setup.py", "pyproject.toml", "requirements-dev.txt", "Makefile", "README.md", "LICENSE"}
+    assert any(name.endswith("exports.map") for name in wanted)
+    assert wanted - held == set()
+    assert not any(name.endswith((".so", ".o", ".pyc", _build.REASON_FILE)) for name in held)
+
+
+@checkout
+@pytest.mark.skipif(
+    not (ROOT / ".git").exists() or shutil.which("git") is None, reason="needs a git checkout"
+)
+def test_build_products_are_ignored() -> None:
+    products = [
+        "build/x.o",
+        "dist/x.whl",
+        "inplace_ext/_C.cpython-311-x86_64-linux-gnu.so",
+        f"inplace_ext/{_build.REASON_FILE}",
+        "inplace_ext_demo.png",
+        ".venv/bin/python",
+    ]
+    assert run("git", "-C", ROOT, "check-ignore", *products).splitlines() == products
+
+
+def test_built_against_a_supported_torch() -> None:
+    assert tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 13)
