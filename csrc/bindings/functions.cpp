@@ -82,8 +82,9 @@ bool fits(const Number& v, DType t) {
   }
 }
 
-// The nearest number that the dtype holds; for the types that are computed in float32.
+// The nearest number that the floating dtype holds.
 double rounded_to(DType t, double d) {
+  if (t == DType::f32) return static_cast<double>(static_cast<float>(d));
   if (t == DType::f16) return static_cast<double>(static_cast<float>(at::Half(static_cast<float>(d))));
   if (t == DType::bf16) return static_cast<double>(static_cast<float>(at::BFloat16(static_cast<float>(d))));
   return d;

@@ -40,9 +40,7 @@ IE_INLINE void from_half(D* dst, half_bits h) {
   } else if constexpr (std::is_same_v<D, int64_t>) {
     for (int i = 0; i < kLanes; ++i) dst[i] = static_cast<int64_t>(v.v[i]);
   } else {
-    const Vec<int32_t> i = convert<int32_t>(v);
-    typename raw_vector<D, kLanes>::type out = __builtin_convertvector(i.v, typename raw_vector<D, kLanes>::type);
-    std::memcpy(dst, &out, sizeof(out));
+    store_int32(dst, convert<int32_t>(v));
   }
 }
 // To a 16-bit float: rounded once from float32, as torch does it.
@@ -58,9 +56,7 @@ IE_INLINE half_bits to_half(const S* src) {
     for (int i = 0; i < kLanes; ++i) f[i] = cast<float>(src[i]);
     v = Vec<float>::load(f);
   } else {
-    typename raw_vector<S, kLanes>::type in;
-    std::memcpy(&in, src, sizeof(in));
-    v = Vec<float>(__builtin_convertvector(in, Vec<float>::raw));
+    v = convert<float>(load_int32(src));
   }
   return to_bits(v, D{});
 }
@@ -250,24 +246,7 @@ bool contains_zero(const void* x, DType dtype, int64_t n) {
   }
 }
 
-Scalar read_scalar(const void* p, DType dtype, DType compute) {
-  Scalar same;
-  if (dtype == compute) { // once a row: worth a short way
-    switch (dtype) {
-      case DType::f32: {
-        float f;
-        std::memcpy(&f, p, sizeof(f));
-        same.d = f;
-        return same;
-      }
-      case DType::f64:
-      case DType::i64:
-        std::memcpy(&same, p, sizeof(same));
-        return same;
-      default:
-        break;
-    }
-  }
+Scalar read_converted(const void* p, DType dtype, DType compute) {
   // By way of the compute type, which is what the element is converted to where it is not a scalar.
   uint64_t bits = 0;
   convert(&bits, compute, p, dtype, 1);

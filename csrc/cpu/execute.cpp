@@ -59,6 +59,14 @@ void gather(char* dst, const Patch& from) {
   T* out = reinterpret_cast<T*>(dst);
   for (int64_t r = 0; r < from.rows; ++r) {
     const char* p = from.p + r * from.row_stride;
+    if (from.column_stride == 2 * static_cast<int64_t>(sizeof(T))) {
+      // Every other element: the one stride that is common and that shuffles serve.
+      const T* in = reinterpret_cast<const T*>(p);
+      for (int64_t c = 0; c < from.columns; ++c) out[c] = in[2 * c];
+      out += from.columns;
+      continue;
+    }
+#pragma GCC unroll 4
     for (int64_t c = 0; c < from.columns; ++c, p += from.column_stride) std::memcpy(out + c, p, sizeof(T));
     out += from.columns;
   }
@@ -68,6 +76,7 @@ void scatter(const Patch& to, const char* src) {
   const T* in = reinterpret_cast<const T*>(src);
   for (int64_t r = 0; r < to.rows; ++r) {
     char* p = to.p + r * to.row_stride;
+#pragma GCC unroll 4
     for (int64_t c = 0; c < to.columns; ++c, p += to.column_stride) std::memcpy(p, in + c, sizeof(T));
     in += to.columns;
   }
@@ -352,6 +361,19 @@ class Executor {
       return;
     }
     for (int64_t i = begin; i < end;) {
+      if (single_ && !staged_ && index[0] == 0 && space_.dims > 1) {
+        const int64_t rows = min((end - i) / space_.size[0], space_.size[1] - index[1]);
+        if (rows > 0) {
+          single_rows(base, rows);
+          index[1] += rows - 1;
+          for (int t = 0; t < space_.tensors; ++t) {
+            if (slot_[t].used) base[t] += (rows - 1) * slot_[t].arg->stride[1];
+          }
+          i += rows * space_.size[0];
+          if (i < end) next_row(index, base);
+          continue;
+        }
+      }
       const int64_t n = min(end - i, space_.size[0] - index[0]);
       if (!staged_ && !pipeline_) {
         compute(base, n);
@@ -539,6 +561,8 @@ class Executor {
     char column[kBlockRows * kMaxItem];
     for (int64_t c = 0; c < columns; ++c) {
       const char* src = base + c * s.arg->stride[0];
+      // Each column lies in a page of its own, where no hardware prefetcher follows.
+      __builtin_prefetch(src + kBlockColumns * s.arg->stride[0]);
       if (s.converted) {
         convert(column, s.want, src, s.arg->dtype, rows);
         src = column;
@@ -585,6 +609,26 @@ class Executor {
       variant |= bit;
     }
     return nullptr;
+  }
+  // Whole rows along dim 1 with nothing staged: what compute_single decides is decided once for all of them.
+  void single_rows(char* const* base, int64_t rows) const {
+    const Stage& s = program_.stage[1];
+    Scalar scalar[2];
+    int variant = 0;
+    const int x = program_.stage[0].b;
+    char* const b = const_cast<char*>(operand(s.b_kind, s.b, base, scalar[0], variant, kScalarB));
+    char* const c = const_cast<char*>(operand(s.c_kind, s.c, base, scalar[1], variant, kScalarC));
+    const LoopFn loop = kernel_tables().loop[s.code][static_cast<int>(dtype_)][variant];
+    const int64_t x_step = slot_[x].arg->stride[1];
+    const int64_t b_step = s.b_kind == Operand::tensor ? slot_[s.b].arg->stride[1] : 0;
+    const int64_t c_step = s.c_kind == Operand::tensor ? slot_[s.c].arg->stride[1] : 0;
+    const bool read_b = s.b_kind == Operand::tensor && (variant & kScalarB);
+    const bool read_c = s.c_kind == Operand::tensor && (variant & kScalarC);
+    for (int64_t r = 0; r < rows; ++r) {
+      if (read_b) scalar[0] = read_scalar(base[s.b] + r * b_step, slot_[s.b].arg->dtype, program_.compute);
+      if (read_c) scalar[1] = read_scalar(base[s.c] + r * c_step, slot_[s.c].arg->dtype, program_.compute);
+      loop(base[x] + r * x_step, b + r * b_step, c + r * c_step, scalar, space_.size[0]);
+    }
   }
   void compute_move(char* const* ptr, int64_t n) {
     const Stage& source = program_.stage[0];

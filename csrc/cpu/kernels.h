@@ -336,7 +336,17 @@ void fill(void* x, DType dtype, Scalar value, int64_t n);
 void splat(void* x, DType dtype, const void* value, DType value_dtype, int64_t n);
 bool contains_zero(const void* x, DType dtype, int64_t n);
 // The element at p, converted to the compute type.
-Scalar read_scalar(const void* p, DType dtype, DType compute);
+Scalar read_converted(const void* p, DType dtype, DType compute);
+inline Scalar read_scalar(const void* p, DType dtype, DType compute) {
+  if (dtype == DType::f32 && compute == DType::f32) { // once a row: worth a short way
+    float f;
+    std::memcpy(&f, p, sizeof(f));
+    Scalar s;
+    s.d = f;
+    return s;
+  }
+  return read_converted(p, dtype, compute);
+}
 
 // ---- the executor (execute.cpp) ---------------------------------------------------------------------------
 

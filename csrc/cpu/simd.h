@@ -105,7 +105,15 @@ IE_INLINE bool any(Mask<S> a) {
 }
 template <int S>
 IE_INLINE bool all(Mask<S> a) {
+#if defined(INPLACE_EXT_AVX512)
+  return _mm512_movepi8_mask((__m512i)a.m) == ~__mmask64(0);
+#elif defined(INPLACE_EXT_AVX2)
+  return _mm256_movemask_epi8((__m256i)a.m) == -1;
+#elif defined(__SSE2__)
+  return _mm_movemask_epi8((__m128i)a.m) == 0xffff;
+#else
   return !any(!a);
+#endif
 }
 
 template <class T>
@@ -352,28 +360,92 @@ IE_INLINE Vec<float> narrow(DoublePair p) {
 #endif
 }
 
+// As many small integers as a float vector has lanes, as int32 and back (the low bits), at any address. GCC 12 has
+// no vector form of these conversions.
+template <class T>
+IE_INLINE Vec<int32_t> load_int32(const T* p) {
+  typename raw_vector<T, Vec<int32_t>::N>::type in;
+  std::memcpy(&in, p, sizeof(in));
+#if defined(INPLACE_EXT_AVX512)
+  if constexpr (std::is_same_v<T, uint8_t>) return (Vec<int32_t>::raw)_mm512_cvtepu8_epi32((__m128i)in);
+  if constexpr (std::is_same_v<T, int8_t>) return (Vec<int32_t>::raw)_mm512_cvtepi8_epi32((__m128i)in);
+  if constexpr (std::is_same_v<T, int16_t>) return (Vec<int32_t>::raw)_mm512_cvtepi16_epi32((__m256i)in);
+#elif defined(INPLACE_EXT_AVX2)
+  if constexpr (sizeof(T) == 1) {
+    const __m128i low = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+    return (Vec<int32_t>::raw)(std::is_same_v<T, uint8_t> ? _mm256_cvtepu8_epi32(low) : _mm256_cvtepi8_epi32(low));
+  }
+  if constexpr (std::is_same_v<T, int16_t>) return (Vec<int32_t>::raw)_mm256_cvtepi16_epi32((__m128i)in);
+#endif
+  return __builtin_convertvector(in, Vec<int32_t>::raw);
+}
+template <class T>
+IE_INLINE void store_int32(T* p, Vec<int32_t> a) {
+  typename raw_vector<T, Vec<int32_t>::N>::type out;
+#if defined(INPLACE_EXT_AVX512)
+  if constexpr (sizeof(T) == 1) {
+    out = (decltype(out))_mm512_cvtepi32_epi8((__m512i)a.v);
+  } else if constexpr (sizeof(T) == 2) {
+    out = (decltype(out))_mm512_cvtepi32_epi16((__m512i)a.v);
+  } else
+#elif defined(INPLACE_EXT_AVX2)
+  if constexpr (sizeof(T) <= 2) {
+    // The wanted bytes of each half to its bottom, then the two bottoms together.
+    const __m256i bytes = _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 0, 4, 8, 12, -1, -1,
+                                           -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
+    const __m256i words = _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, -1, -1, -1, -1, -1, -1, -1, -1, 0, 1, 4, 5, 8, 9, 12,
+                                           13, -1, -1, -1, -1, -1, -1, -1, -1);
+    const __m256i in_half = _mm256_shuffle_epi8((__m256i)a.v, sizeof(T) == 1 ? bytes : words);
+    const __m128i low = _mm256_castsi256_si128(in_half), high = _mm256_extracti128_si256(in_half, 1);
+    const __m128i both = sizeof(T) == 1 ? _mm_unpacklo_epi32(low, high) : _mm_unpacklo_epi64(low, high);
+    std::memcpy(&out, &both, sizeof(out));
+  } else
+#endif
+  {
+    out = __builtin_convertvector(a.v, decltype(out));
+  }
+  std::memcpy(p, &out, sizeof(out));
+}
+
+// int64 as double and back for |a| < 2^51, where adding 1.5 * 2^52 puts an integer into the low bits of a double:
+// before AVX-512 there is no instruction for it.
+IE_INLINE Vec<double> small_to_double(Vec<int64_t> a) {
+  const Vec<double> magic(0x1.8p52);
+  return bitcast<double>(a + bitcast<int64_t>(magic)) - magic;
+}
+IE_INLINE Vec<int64_t> small_to_int(Vec<double> integral) {
+  const Vec<double> magic(0x1.8p52);
+  return bitcast<int64_t>(integral + magic) - bitcast<int64_t>(magic);
+}
+
 // Integer quotient, truncated; no divisor may be 0, nor -1 of a signed type. Processors divide integers one at a
-// time, so up to 32 bits it is computed in floating point of at least twice the width, where it is exact: the
-// quotient lies at least 1/b away from the next integer, more than the rounding can move it.
+// time, so it is computed in floating point wherever that is exact: the quotient lies at least 1/b away from the
+// next integer, more than the rounding can move it, if the type has twice the bits (or the numbers are small).
 template <class T>
 IE_INLINE Vec<T> quotient(Vec<T> a, Vec<T> b) {
-  using F = std::conditional_t<sizeof(T) <= 2, float, double>;
   if constexpr (sizeof(T) == 8) {
+    const Vec<T> limit(T(1) << 51), zero(T(0));
+    if (all((a < limit) & (zero - limit < a) & (b < limit) & (zero - limit < b))) {
+      return small_to_int(trunc(small_to_double(a) / small_to_double(b)));
+    }
     return map_lanes([](T x, T y) { return x / y; }, a, b);
-  } else {
-    constexpr int kLanes = Vec<F>::N, kParts = Vec<T>::N / kLanes;
-    using I = std::conditional_t<sizeof(T) <= 2, int32_t, int64_t>;
-    using part = typename raw_vector<T, kLanes>::type;
-    part x[kParts], y[kParts];
+  } else if constexpr (sizeof(T) == 4) {
+    using half = typename raw_vector<T, Vec<double>::N>::type;
+    half x[2], y[2];
     std::memcpy(x, &a, kVectorBytes);
     std::memcpy(y, &b, kVectorBytes);
-    for (int i = 0; i < kParts; ++i) {
-      const auto q = __builtin_convertvector(x[i], typename Vec<F>::raw) / __builtin_convertvector(y[i], typename Vec<F>::raw);
-      if constexpr (sizeof(T) == 4) {
-        x[i] = __builtin_convertvector(q, part);
-      } else {
-        x[i] = __builtin_convertvector(__builtin_convertvector(q, typename raw_vector<I, kLanes>::type), part);
-      }
+    for (int i = 0; i < 2; ++i) {
+      const auto q = __builtin_convertvector(x[i], Vec<double>::raw) / __builtin_convertvector(y[i], Vec<double>::raw);
+      x[i] = __builtin_convertvector(q, half);
+    }
+    return Vec<T>::load(x);
+  } else {
+    T x[Vec<T>::N], y[Vec<T>::N];
+    a.store(x);
+    b.store(y);
+    for (int i = 0; i < Vec<T>::N; i += Vec<float>::N) {
+      const Vec<float> q = convert<float>(load_int32(x + i)) / convert<float>(load_int32(y + i));
+      store_int32(x + i, convert<int32_t>(q));
     }
     return Vec<T>::load(x);
   }
