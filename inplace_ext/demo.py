@@ -227,7 +227,7 @@ def main(argv: list[str] | None = None) -> int:
     info = ie.info()
     pipeline = steps(photos)
     buffer = torch.empty(photos.shape, dtype=torch.float32)
-    print(f"{processor()}, {info.threads} threads, {platform.system()} {info.machine}")
+    print(f"{processor()}, {platform.system()} {info.machine}, threads: {info.threads}")
     kernels = info.capability or f"torch on both sides: {info.reason}"
     torchs = torch.backends.cpu.get_cpu_capability()
     print(f"inplace_ext {info.version} ({kernels}), torch {info.torch} ({torchs})")

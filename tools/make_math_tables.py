@@ -8,9 +8,9 @@ with the exact leading coefficients given) whose coefficients are then rounded t
 logarithms is log(256/j) split in two doubles. --check only says whether the file on disk is what this
 script writes.
 """
+
 import argparse
 import pathlib
-import struct
 import sys
 
 from mpmath import mp, mpf
@@ -53,13 +53,14 @@ def remez(target, powers, weight, lo, hi, points=3000, rounds=40):
     w = [weight(x) for x in grid]
     unit = max(abs(lo), abs(hi))
     basis = [[(x / unit) ** p for p in powers] for x in grid]
-    size = max(abs(wi * fi) for wi, fi in zip(w, f))
+    size = max(abs(wi * fi) for wi, fi in zip(w, f, strict=True))
     n = len(powers)
     ref = [round((points - 1) * i / n) for i in range(n + 1)]
     for _ in range(rounds):
         rows = [[*(w[j] * b for b in basis[j]), (-1) ** i] for i, j in enumerate(ref)]
         *c, level = (v * size for v in solve(rows, [w[j] * f[j] / size for j in ref]))
-        err = [wi * (fi - sum(a * b for a, b in zip(c, bi))) for wi, fi, bi in zip(w, f, basis)]
+        value = [sum(a * b for a, b in zip(c, bi, strict=True)) for bi in basis]
+        err = [wi * (fi - vi) for wi, fi, vi in zip(w, f, value, strict=True)]
         # One extremum for each run of equal sign; then the n+1 neighbours with the largest errors.
         runs = []
         for j, e in enumerate(err):
@@ -75,7 +76,7 @@ def remez(target, powers, weight, lo, hi, points=3000, rounds=40):
             ref = runs
         if worst <= abs(level) * mpf("1.0001"):
             break
-    return [ci / unit**p for ci, p in zip(c, powers)], worst
+    return [ci / unit**p for ci, p in zip(c, powers, strict=True)], worst
 
 
 def fit(target, count, weight, lo, hi, rounder):
@@ -91,7 +92,7 @@ def error(c, f, lo, hi):
 
 
 def bits(x):
-    return "2^%.1f" % mp.log(x, 2)
+    return f"2^{float(mp.log(x, 2)):.1f}"
 
 
 def generate():
@@ -145,9 +146,12 @@ def generate():
 
     for name, ctype, degree, rounder in (("kExpF", "float", 6, to_float), ("kExp", "double", 12, to_double)):
         c = [mpf(1), mpf(1), *fit(exp_part, degree - 1, exp_weight, -half, half, rounder)]
-        array(name, ctype, c,
-              [f"e^r, |r| <= ln(2)/2, degree {degree}, relative error "
-               f"{bits(error(c, mp.exp, -half, half))}."])
+        array(
+            name,
+            ctype,
+            c,
+            [f"e^r, |r| <= ln(2)/2, degree {degree}, relative error {bits(error(c, mp.exp, -half, half))}."],
+        )
 
     def exp2_part(f):
         return ln2 if f == 0 else (mpf(2) ** f - 1) / f
@@ -155,15 +159,25 @@ def generate():
     h = mpf("0.5005")
     c = [mpf(1), *fit(exp2_part, 6, lambda f: (abs(f) + mpf("0.02")) * mpf(2) ** -f, -h, h, to_double)]
     e = error(c, lambda f: mpf(2) ** f, -h, h)
-    array("kExp2ForFloat", "double", c,
-          [f"2^f, |f| <= 1/2, degree 6, relative error {bits(e)}: for float results only."])
+    array(
+        "kExp2ForFloat",
+        "double",
+        c,
+        [f"2^f, |f| <= 1/2, degree 6, relative error {bits(e)}: for float results only."],
+    )
 
     top = mpf(1) / 16
     c = fit(lambda f: mpf(2) ** f, 4, lambda f: mpf(2) ** -f, mpf(0), top, to_double)
     e = error(c, lambda f: mpf(2) ** f, mpf(0), top)
-    array("kExp2SixteenthForFloat", "double", c,
-          [f"2^f, 0 <= f <= 1/16, degree 3, relative error {bits(e)}, and 2^(i/16):",
-           "for float results only."])
+    array(
+        "kExp2SixteenthForFloat",
+        "double",
+        c,
+        [
+            f"2^f, 0 <= f <= 1/16, degree 3, relative error {bits(e)}, and 2^(i/16):",
+            "for float results only.",
+        ],
+    )
     lines.append("alignas(64) constexpr double kExp2Sixteenths[] = {")
     lines.extend(f"    {hexa(to_double(mpf(2) ** (mpf(i) / 16)))}," for i in range(16))
     lines.append("};")
@@ -174,9 +188,15 @@ def generate():
         return 2 / ln2 if w == 0 else 2 * mp.atanh(mp.sqrt(w)) / mp.sqrt(w) / ln2
 
     c = fit(atanh_part, 5, lambda w: 1 / atanh_part(w), mpf(0), wmax, to_double)
-    array("kLog2ForFloat", "double", c,
-          ["log2(z) = s P(s^2) with s = (z - 1)/(z + 1), sqrt(1/2) <= z <= sqrt(2);",
-           f"relative error {bits(error(c, atanh_part, mpf(0), wmax))}: for float results only."])
+    array(
+        "kLog2ForFloat",
+        "double",
+        c,
+        [
+            "log2(z) = s P(s^2) with s = (z - 1)/(z + 1), sqrt(1/2) <= z <= sqrt(2);",
+            f"relative error {bits(error(c, atanh_part, mpf(0), wmax))}: for float results only.",
+        ],
+    )
 
     rmax = mp.sqrt(2) * mpf(2) ** -9 * mpf("1.01")
 
@@ -185,8 +205,12 @@ def generate():
 
     c = fit(log1p_part, 5, lambda r: mpf(1), -rmax, rmax, to_double)
     e = error(c, log1p_part, -rmax, rmax) * rmax**3 / 3
-    array("kLog1p", "double", c,
-          [f"log(1 + r) = r - r^2/2 + r^3 P(r), |r| <= 2^-8.5, absolute error {bits(e)}."])
+    array(
+        "kLog1p",
+        "double",
+        c,
+        [f"log(1 + r) = r - r^2/2 + r^3 P(r), |r| <= 2^-8.5, absolute error {bits(e)}."],
+    )
 
     first, last = 180, 363
     add("")

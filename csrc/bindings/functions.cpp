@@ -2,8 +2,8 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/record_function.h>
-#include <c10/core/ScalarType.h>
 #include <c10/core/InferenceMode.h>
+#include <c10/core/ScalarType.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
 
@@ -60,10 +60,14 @@ struct Target {
 
 double largest(DType t) {
   switch (t) {
-    case DType::f16: return 65504.0;
-    case DType::bf16: return 0x1.fep127;
-    case DType::f32: return std::numeric_limits<float>::max();
-    default: return std::numeric_limits<double>::max();
+    case DType::f16:
+      return 65504.0;
+    case DType::bf16:
+      return 0x1.fep127;
+    case DType::f32:
+      return std::numeric_limits<float>::max();
+    default:
+      return std::numeric_limits<double>::max();
   }
 }
 // Whether torch converts the number to the dtype without an overflow error.
@@ -74,11 +78,16 @@ bool fits(const Number& v, DType t) {
   }
   if (v.category == Number::floating) return false;
   switch (t) {
-    case DType::u8: return v.i >= 0 && v.i <= 255;
-    case DType::i8: return v.i >= -128 && v.i <= 127;
-    case DType::i16: return v.i >= -32768 && v.i <= 32767;
-    case DType::i32: return v.i >= INT32_MIN && v.i <= INT32_MAX;
-    default: return true;
+    case DType::u8:
+      return v.i >= 0 && v.i <= 255;
+    case DType::i8:
+      return v.i >= -128 && v.i <= 127;
+    case DType::i16:
+      return v.i >= -32768 && v.i <= 32767;
+    case DType::i32:
+      return v.i >= INT32_MIN && v.i <= INT32_MAX;
+    default:
+      return true;
   }
 }
 
@@ -138,8 +147,8 @@ bool open(PyObject* object, const Target& x, Source& out) {
   return true;
 }
 
-// The dtype that x and the operands are computed in, by torch's promotion; false where the result could not be
-// put back into x. `common` is the promoted dtype on entry (x's own for the first operand).
+// The dtype that x and the operands are computed in, by torch's promotion; false where the result could not
+// be put back into x. `common` is the promoted dtype on entry (x's own for the first operand).
 bool promote(const Target& x, const Source& operand, DType& common) {
   if (operand.is_number) return operand.number.category <= category(x.dtype);
   if (operand.dtype == common) return true;
@@ -169,7 +178,8 @@ Argument scalar_argument(Scalar s) {
   return a;
 }
 
-// ---- binders: from Python arguments to an operation of the table --------------------------------------------
+// ---- binders: from Python arguments to an operation of the table
+// --------------------------------------------
 
 bool is_none(PyObject* object) {
   return object == nullptr || object == Py_None;
@@ -183,7 +193,8 @@ Outcome bind_unary(const Function& f, Slots slot) {
 }
 
 // x = op(x, other), with + and * of bool tensors turned into what they mean there.
-Outcome run_binary(Op op, const Target& x, const Source& other, Op bool_op = Op::count, bool round_scalar = false) {
+Outcome run_binary(Op op, const Target& x, const Source& other, Op bool_op = Op::count,
+                   bool round_scalar = false) {
   DType common = x.dtype;
   if (!promote(x, other, common)) return Outcome::delegate;
   DType compute = compute_dtype(common);
@@ -192,7 +203,8 @@ Outcome run_binary(Op op, const Target& x, const Source& other, Op bool_op = Op:
     op = bool_op;
   }
   Argument b = to_argument(other, compute);
-  if (round_scalar && b.kind == Operand::scalar && is_reduced_floating(x.dtype)) b.scalar.d = rounded_to(x.dtype, b.scalar.d);
+  if (round_scalar && b.kind == Operand::scalar && is_reduced_floating(x.dtype))
+    b.scalar.d = rounded_to(x.dtype, b.scalar.d);
   return execute(op, *x.tensor, x.dtype, compute, b, {});
 }
 
@@ -203,8 +215,8 @@ Outcome bind_binary(const Function& f, Slots slot) {
   return run_binary(f.op, x, other, f.op == Op::mul_ ? Op::logical_and : Op::count);
 }
 
-// add_ and sub_: the alpha, and torch's refusal to subtract booleans. Scalars are rounded to the tensor's dtype
-// first, which in torch is true of these two only.
+// add_ and sub_: the alpha, and torch's refusal to subtract booleans. Scalars are rounded to the tensor's
+// dtype first, which in torch is true of these two only.
 Outcome bind_add(const Function& f, Slots slot) {
   Target x;
   Source other;
@@ -212,7 +224,8 @@ Outcome bind_add(const Function& f, Slots slot) {
   const bool subtract = f.op == Op::sub_;
   if (subtract) {
     if (x.dtype == DType::b8) return Outcome::delegate;
-    if (other.is_number ? other.number.category == Number::boolean : other.dtype == DType::b8) return Outcome::delegate;
+    if (other.is_number ? other.number.category == Number::boolean : other.dtype == DType::b8)
+      return Outcome::delegate;
   }
   if (!is_none(slot[2])) {
     Number alpha;
@@ -221,7 +234,8 @@ Outcome bind_add(const Function& f, Slots slot) {
     if (alpha.as_double() != 1.0) {
       DType common = x.dtype;
       if (x.dtype == DType::b8 || !promote(x, other, common)) return Outcome::delegate;
-      if (common != x.dtype && alpha.category == Number::floating && !is_floating(common)) return Outcome::delegate;
+      if (common != x.dtype && alpha.category == Number::floating && !is_floating(common))
+        return Outcome::delegate;
       if (!fits(alpha, common)) return Outcome::delegate;
       const DType compute = compute_dtype(common);
       Scalar scale = to_scalar(alpha, compute);
@@ -272,9 +286,10 @@ Outcome bind_div(const Function&, Slots slot) {
       zero = x.tensor->numel() > 0 && holds_zero(*other.tensor, other.dtype);
     }
     if (zero && x.tensor->numel() > 0) {
-      PyErr_SetString(PyExc_RuntimeError,
-                      "div_: ZeroDivisionError: an integer tensor cannot be divided by zero, and `other` holds a zero. "
-                      "Mask the zeros first, or divide a floating point tensor. input is unchanged.");
+      PyErr_SetString(
+          PyExc_RuntimeError,
+          "div_: ZeroDivisionError: an integer tensor cannot be divided by zero, and `other` holds a zero. "
+          "Mask the zeros first, or divide a floating point tensor. input is unchanged.");
       return Outcome::error;
     }
   }
@@ -319,7 +334,8 @@ Outcome bind_clamp(const Function&, Slots slot) {
   if (lo.is_number && hi.is_number && !lo.from_tensor && !hi.from_tensor) {
     if (!is_bound(lo, x) || !is_bound(hi, x)) return Outcome::delegate;
     if (is_nan(lo) || is_nan(hi)) return fill_nan(x);
-    return execute(Op::clamp_, *x.tensor, x.dtype, compute, to_argument(lo, compute), to_argument(hi, compute));
+    return execute(Op::clamp_, *x.tensor, x.dtype, compute, to_argument(lo, compute),
+                   to_argument(hi, compute));
   }
   // A number beside a tensor is torch's to sort out.
   if ((lo.is_number && !lo.from_tensor) || (hi.is_number && !hi.from_tensor)) return Outcome::delegate;
@@ -446,12 +462,14 @@ bool parse(const Function& f, PyObject* const* args, Py_ssize_t nargs, PyObject*
 }
 
 // The native path, or Outcome::delegate.
-Outcome run_native(const Function& f, PyObject* const* args, Py_ssize_t nargs, PyObject* kwnames, PyObject*& result) {
+Outcome run_native(const Function& f, PyObject* const* args, Py_ssize_t nargs, PyObject* kwnames,
+                   PyObject*& result) {
   if (f.binder == nullptr || active_kernels == nullptr || !enabled || !no_modes()) return Outcome::delegate;
   PyObject* slot[kMaxParameters] = {};
   if (!parse(f, args, nargs, kwnames, slot)) return Outcome::delegate;
   // A required operand that is missing is torch's to report.
-  if (f.op != Op::count && kOpInfo[static_cast<int>(f.op)].operands > 0 && slot[1] == nullptr && f.op != Op::clamp_) {
+  if (f.op != Op::count && kOpInfo[static_cast<int>(f.op)].operands > 0 && slot[1] == nullptr &&
+      f.op != Op::clamp_) {
     return Outcome::delegate;
   }
   RECORD_FUNCTION(f.name, c10::ArrayRef<const c10::IValue>{});
@@ -476,7 +494,8 @@ void explain(const Function& f, PyObject* const* args, Py_ssize_t nargs, PyObjec
   if (positional != nullptr && keywords != nullptr) {
     for (Py_ssize_t i = 0; i < nargs; ++i) PyTuple_SET_ITEM(positional, i, Py_NewRef(args[i]));
     const Py_ssize_t count = kwnames == nullptr ? 0 : PyTuple_GET_SIZE(kwnames);
-    for (Py_ssize_t k = 0; k < count; ++k) PyDict_SetItem(keywords, PyTuple_GET_ITEM(kwnames, k), args[nargs + k]);
+    for (Py_ssize_t k = 0; k < count; ++k)
+      PyDict_SetItem(keywords, PyTuple_GET_ITEM(kwnames, k), args[nargs + k]);
     replaced = PyObject_CallFunction(error_hook, "OsOO", value, f.name.c_str(), positional, keywords);
   }
   Py_XDECREF(positional);
@@ -499,8 +518,8 @@ const at::Tensor* guardable(PyObject* object) {
   const at::Tensor& t = THPVariable_Unpack(object);
   const c10::DispatchKeySet keys = t.key_set();
   const bool dense = keys.has(c10::DispatchKey::CPU) || keys.has(c10::DispatchKey::CUDA);
-  const c10::DispatchKeySet wrappers = c10::python_ks | c10::functorch_transforms_ks |
-                                       c10::DispatchKeySet(c10::DispatchKey::Functionalize);
+  const c10::DispatchKeySet wrappers =
+      c10::python_ks | c10::functorch_transforms_ks | c10::DispatchKeySet(c10::DispatchKey::Functionalize);
   return dense && !keys.has_any(wrappers) && t.unsafeGetTensorImpl()->has_storage() ? &t : nullptr;
 }
 // Whether torch, left alone with these arguments, might write before it raises or read what it has written.
@@ -514,7 +533,8 @@ bool needs_guard(const Function& f, PyObject* const* args, Py_ssize_t count) {
   for (Py_ssize_t i = 1; i < count; ++i) {
     const at::Tensor* const operand = guardable(args[i]);
     if (operand != nullptr && operand->device() == x->device() &&
-        may_share(*x, static_cast<int>(x->element_size()), *operand, static_cast<int>(operand->element_size()))) {
+        may_share(*x, static_cast<int>(x->element_size()), *operand,
+                  static_cast<int>(operand->element_size()))) {
       return true;
     }
   }
@@ -554,9 +574,12 @@ PyObject* call(const Function& f, PyObject* const* args, Py_ssize_t nargs, PyObj
   HANDLE_TH_ERRORS
   PyObject* result = nullptr;
   switch (run_native(f, args, nargs, kwnames, result)) {
-    case Outcome::done: return result;
-    case Outcome::error: return nullptr;
-    case Outcome::delegate: break;
+    case Outcome::done:
+      return result;
+    case Outcome::error:
+      return nullptr;
+    case Outcome::delegate:
+      break;
   }
   return call_delegate(f, args, nargs, kwnames);
   END_HANDLE_TH_ERRORS
@@ -628,7 +651,8 @@ PyObject* make_function(const std::string& name, const std::string& kernel, cons
   // The form from which inspect.signature() reads the signature of a built-in.
   f.doc = name + signature + "\n--\n\n" + doc;
   if (!parse_signature(signature, f)) {
-    PyErr_Format(PyExc_ValueError, "make_function: cannot read the signature %s of %s", signature.c_str(), name.c_str());
+    PyErr_Format(PyExc_ValueError, "make_function: cannot read the signature %s of %s", signature.c_str(),
+                 name.c_str());
     return nullptr;
   }
   if (!kernel.empty()) {
@@ -650,7 +674,8 @@ PyObject* make_function(const std::string& name, const std::string& kernel, cons
   Function& stored = functions[function_count];
   stored = std::move(f);
   stored.definition.ml_name = stored.name.c_str();
-  stored.definition.ml_meth = reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(entries[function_count]));
+  stored.definition.ml_meth =
+      reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(entries[function_count]));
   stored.definition.ml_flags = METH_FASTCALL | METH_KEYWORDS;
   stored.definition.ml_doc = stored.doc.c_str();
   ++function_count;

@@ -39,9 +39,12 @@ void use_capability(const std::string& name) {
 std::string path_name() {
   static const char* const names[] = {"loop", "staged", "blocked", "program", "move"};
   switch (last_path.taken) {
-    case Taken::none: return "";
-    case Taken::torch: return "torch";
-    case Taken::native: break;
+    case Taken::none:
+      return "";
+    case Taken::torch:
+      return "torch";
+    case Taken::native:
+      break;
   }
   return std::string(active_kernels->capability) + ":" + names[static_cast<int>(last_path.path)];
 }
@@ -76,16 +79,19 @@ void read_operand(const py::object& object, Operand& kind, uint8_t& index, int s
 
 // run_program(compute, stages, tensors, scalars): stages are (name, b, c) with the names of the op table and
 // load, store, round (whose b is the name of a dtype).
-void run_program(const std::string& compute, const py::list& stages, const py::list& tensors, const py::list& scalars) {
+void run_program(const std::string& compute, const py::list& stages, const py::list& tensors,
+                 const py::list& scalars) {
   if (active_kernels == nullptr) throw std::runtime_error("program: no kernels are loaded");
   Program program;
   program.compute = dtype_named(compute);
-  if (compute_dtype(program.compute) != program.compute) throw py::value_error("program: " + compute + " is no compute type");
+  if (compute_dtype(program.compute) != program.compute)
+    throw py::value_error("program: " + compute + " is no compute type");
   const int n_stages = static_cast<int>(stages.size()), n_tensors = static_cast<int>(tensors.size());
   const int n_scalars = static_cast<int>(scalars.size());
   if (n_stages == 0 || n_stages > kMaxStages || n_tensors > kMaxTensors || n_scalars > kMaxScalars) {
-    throw py::value_error("program: at most " + std::to_string(kMaxStages) + " stages, " + std::to_string(kMaxTensors) +
-                          " tensors and " + std::to_string(kMaxScalars) + " scalars, and at least one stage");
+    throw py::value_error("program: at most " + std::to_string(kMaxStages) + " stages, " +
+                          std::to_string(kMaxTensors) + " tensors and " + std::to_string(kMaxScalars) +
+                          " scalars, and at least one stage");
   }
   for (int i = 0; i < n_scalars; ++i) {
     Number v;
@@ -130,17 +136,20 @@ void run_program(const std::string& compute, const py::list& stages, const py::l
       while (op < kOps && name != kOpInfo[op].name) ++op;
       if (op == kOps) throw py::value_error("program: unknown operation " + name);
       const Types types = kOpInfo[op].types;
-      const bool built = types == Types::kNumber || (types == Types::kFloat && is_floating(program.compute)) ||
+      const bool built = types == Types::kNumber ||
+                         (types == Types::kFloat && is_floating(program.compute)) ||
                          (types == Types::kUInt8 && program.compute == DType::u8);
       const int operands = (out.b_kind != Operand::none) + (out.c_kind != Operand::none);
       if (!built) throw py::value_error("program: " + name + " has no form for " + compute);
       if (operands != kOpInfo[op].operands || (operands == 1 && out.b_kind == Operand::none)) {
-        throw py::value_error("program: " + name + " takes " + std::to_string(kOpInfo[op].operands) + " operands");
+        throw py::value_error("program: " + name + " takes " + std::to_string(kOpInfo[op].operands) +
+                              " operands");
       }
       out.code = static_cast<uint16_t>(op);
     }
     const auto check = [&](Operand kind, uint8_t index) {
-      if (kind == Operand::temporary && !defined[index]) throw py::value_error("program: temporary read before it is stored");
+      if (kind == Operand::temporary && !defined[index])
+        throw py::value_error("program: temporary read before it is stored");
     };
     check(out.b_kind, out.b);
     check(out.c_kind, out.c);
@@ -149,12 +158,16 @@ void run_program(const std::string& compute, const py::list& stages, const py::l
   for (int t = 0; t < n_tensors; ++t) {
     py::object object = tensors[t];
     pointer[t] = mutated[t] ? writable_tensor(object.ptr()) : plain_tensor(object.ptr());
-    if (pointer[t] == nullptr) throw py::type_error("program: tensor " + std::to_string(t) + " is not a plain CPU tensor");
+    if (pointer[t] == nullptr)
+      throw py::type_error("program: tensor " + std::to_string(t) + " is not a plain CPU tensor");
   }
   switch (execute_program(program, pointer, mutated, n_tensors)) {
-    case Outcome::done: return;
-    case Outcome::error: throw py::error_already_set();
-    case Outcome::delegate: throw py::value_error("program: the tensors have too many dims");
+    case Outcome::done:
+      return;
+    case Outcome::error:
+      throw py::error_already_set();
+    case Outcome::delegate:
+      throw py::value_error("program: the tensors have too many dims");
   }
 }
 
@@ -181,8 +194,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("native_names", native_names, "Names of the operations with kernels of their own.");
   m.def(
       "make_function",
-      [](const std::string& name, const py::object& kernel, const std::string& signature, const std::string& doc,
-         const py::object& delegate, const py::object& guarded, bool divides) {
+      [](const std::string& name, const py::object& kernel, const std::string& signature,
+         const std::string& doc, const py::object& delegate, const py::object& guarded, bool divides) {
         PyObject* f = make_function(name, kernel.is_none() ? "" : kernel.cast<std::string>(), signature, doc,
                                     delegate.ptr(), guarded.ptr(), divides);
         if (f == nullptr) throw py::error_already_set();
@@ -194,13 +207,15 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_enabled", set_enabled);
   m.def("load_kernels", load_kernels, py::arg("path"), "Loads a CPU kernel library; returns its capability.");
   m.def("use_capability", use_capability, py::arg("name"));
-  m.def("capability", [] { return std::string(active_kernels == nullptr ? "" : active_kernels->capability); });
+  m.def("capability",
+        [] { return std::string(active_kernels == nullptr ? "" : active_kernels->capability); });
   m.def("loaded_capabilities", [] {
     std::vector<std::string> names;
     for (const auto& [name, kernels] : loaded) names.push_back(name);
     return names;
   });
   m.def("last_path", path_name, "The path that the last call on this thread took.");
-  m.def("run_program", run_program, py::arg("compute"), py::arg("stages"), py::arg("tensors"), py::arg("scalars"));
+  m.def("run_program", run_program, py::arg("compute"), py::arg("stages"), py::arg("tensors"),
+        py::arg("scalars"));
   m.def("build_info", build_info);
 }

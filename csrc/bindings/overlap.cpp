@@ -16,8 +16,8 @@ struct Term {
 };
 
 // Is there a choice of 0 <= v[k] <= bound[k] with low < sum coefficient[k] * v[k] < high?
-// Terms are sorted by falling coefficient; `reach[k]` is the largest sum of terms k and after, `divisor[k]` the
-// greatest common divisor of their coefficients.
+// Terms are sorted by falling coefficient; `reach[k]` is the largest sum of terms k and after, `divisor[k]`
+// the greatest common divisor of their coefficients.
 class Search {
  public:
   Search(const Term* terms, int count) : terms_(terms), count_(count) {
@@ -67,7 +67,8 @@ bool same_places(const at::TensorBase& x, const at::TensorBase& operand) {
   const int64_t missing = x.dim() - operand.dim();
   for (int64_t d = 0; d < x.dim(); ++d) {
     if (x.size(d) == 1) continue;
-    if (d < missing || operand.size(d - missing) != x.size(d) || operand.stride(d - missing) != x.stride(d)) return false;
+    if (d < missing || operand.size(d - missing) != x.size(d) || operand.stride(d - missing) != x.stride(d))
+      return false;
   }
   return true;
 }

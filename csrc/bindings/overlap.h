@@ -7,7 +7,8 @@
 namespace inplace_ext {
 
 // False only if no two elements of t share memory. Exact for every layout that slicing, permuting and
-// expanding a tensor can give; windows made by as_strided or unfold may be called overlapping when they are not.
+// expanding a tensor can give; windows made by as_strided or unfold may be called overlapping when they are
+// not.
 bool may_overlap_itself(const at::TensorBase& t);
 
 // False only if writing x element by element leaves every element of `operand` (which broadcasts to x) unread

@@ -92,8 +92,8 @@ bool broadcasts_to(const at::Tensor& t, const at::Tensor& x) {
 
 // The common index space of x and the tensors that broadcast to it: dims ordered by the strides of x, so that
 // memory is walked in order, and merged where all tensors allow. False if more dims remain than fit.
-bool make_space(Space& space, const at::Tensor* const* tensors, const DType* dtypes, const bool* mutated, int count,
-                const at::Tensor& x) {
+bool make_space(Space& space, const at::Tensor* const* tensors, const DType* dtypes, const bool* mutated,
+                int count, const at::Tensor& x) {
   const int rank = static_cast<int>(x.dim());
   c10::SmallVector<int, 16> order;
   const auto sizes = x.sizes(), strides = x.strides();
@@ -134,11 +134,12 @@ bool make_space(Space& space, const at::Tensor* const* tensors, const DType* dty
   return true;
 }
 
-// Makes the operand safe to read while x is written. Its elements may lie at the same places as those of x, or
-// nowhere in x; else it is copied first if it is small, and refused if not: a copy would cost what an in-place
-// operation is there to save.
+// Makes the operand safe to read while x is written. Its elements may lie at the same places as those of x,
+// or nowhere in x; else it is copied first if it is small, and refused if not: a copy would cost what an
+// in-place operation is there to save.
 enum class Shared { no, copied, refused };
-Shared separate(const at::Tensor& x, DType x_dtype, const at::Tensor& operand, DType dtype, at::Tensor& copy) {
+Shared separate(const at::Tensor& x, DType x_dtype, const at::Tensor& operand, DType dtype,
+                at::Tensor& copy) {
   if (!may_share(x, item_size(x_dtype), operand, item_size(dtype))) return Shared::no;
   if (operand.numel() * item_size(dtype) > kOperandBuffer) return Shared::refused;
   copy = operand.clone();
@@ -148,26 +149,26 @@ Shared separate(const at::Tensor& x, DType x_dtype, const at::Tensor& operand, D
 Outcome overlap_error(const at::Tensor& x, const at::Tensor& operand) {
   // Torch has an error of its own for the simple cases; only what it would compute wrongly is refused here.
   if (at::get_overlap_status(x, operand) == at::MemOverlapStatus::Partial) return Outcome::delegate;
-  PyErr_Format(PyExc_RuntimeError,
-               "unsupported operation: an operand shares memory with input, at other positions, and is too large to "
-               "buffer (%lld elements). Pass operand.clone().",
-               static_cast<long long>(operand.numel()));
+  PyErr_Format(
+      PyExc_RuntimeError,
+      "unsupported operation: an operand shares memory with input, at other positions, and is too large to "
+      "buffer (%lld elements). Pass operand.clone().",
+      static_cast<long long>(operand.numel()));
   return Outcome::error;
 }
 
 void run_space(const Program& program, const Space& space) {
   const CpuKernels& kernels = *active_kernels;
   Path path = Path::loop;
-  parallel(space.numel(), cost_of(program),
-           [&](int64_t begin, int64_t end) {
-             const Path taken = kernels.run(program, space, begin, end);
-             if (begin == 0) path = taken;
-           });
+  parallel(space.numel(), cost_of(program), [&](int64_t begin, int64_t end) {
+    const Path taken = kernels.run(program, space, begin, end);
+    if (begin == 0) path = taken;
+  });
   last_path = {Taken::native, path};
 }
 
-Outcome run_on(const Program& program, const at::Tensor* const* tensors, const DType* dtypes, const bool* mutated,
-               int count, const at::Tensor& x) {
+Outcome run_on(const Program& program, const at::Tensor* const* tensors, const DType* dtypes,
+               const bool* mutated, int count, const at::Tensor& x) {
   Space space;
   if (!make_space(space, tensors, dtypes, mutated, count, x)) return Outcome::delegate;
   run_space(program, space);
@@ -178,17 +179,38 @@ Outcome run_on(const Program& program, const at::Tensor* const* tensors, const D
 
 bool to_dtype(at::ScalarType type, DType& out) {
   switch (type) {
-    case at::kFloat: out = DType::f32; return true;
-    case at::kDouble: out = DType::f64; return true;
-    case at::kHalf: out = DType::f16; return true;
-    case at::kBFloat16: out = DType::bf16; return true;
-    case at::kByte: out = DType::u8; return true;
-    case at::kChar: out = DType::i8; return true;
-    case at::kShort: out = DType::i16; return true;
-    case at::kInt: out = DType::i32; return true;
-    case at::kLong: out = DType::i64; return true;
-    case at::kBool: out = DType::b8; return true;
-    default: return false;
+    case at::kFloat:
+      out = DType::f32;
+      return true;
+    case at::kDouble:
+      out = DType::f64;
+      return true;
+    case at::kHalf:
+      out = DType::f16;
+      return true;
+    case at::kBFloat16:
+      out = DType::bf16;
+      return true;
+    case at::kByte:
+      out = DType::u8;
+      return true;
+    case at::kChar:
+      out = DType::i8;
+      return true;
+    case at::kShort:
+      out = DType::i16;
+      return true;
+    case at::kInt:
+      out = DType::i32;
+      return true;
+    case at::kLong:
+      out = DType::i64;
+      return true;
+    case at::kBool:
+      out = DType::b8;
+      return true;
+    default:
+      return false;
   }
 }
 
@@ -235,7 +257,8 @@ const at::Tensor* writable_tensor(PyObject* object) {
   const at::Tensor* t = plain_tensor(object);
   if (t == nullptr) return nullptr;
   c10::TensorImpl* impl = t->unsafeGetTensorImpl();
-  if (impl->key_set().raw_repr() == plain_keys().inference && !c10::InferenceMode::is_enabled()) return nullptr;
+  if (impl->key_set().raw_repr() == plain_keys().inference && !c10::InferenceMode::is_enabled())
+    return nullptr;
   if (!impl->is_non_overlapping_and_dense() && may_overlap_itself(*t)) return nullptr;
   return t;
 }
@@ -303,7 +326,8 @@ Outcome execute(Op op, const at::Tensor& x, DType x_dtype, DType compute, Argume
     Argument& a = *arguments[i];
     program.scalar[i] = a.scalar;
     if (a.kind != Operand::tensor) continue;
-    if (!to_dtype(a.tensor->scalar_type(), dtypes[count]) || !broadcasts_to(*a.tensor, x)) return Outcome::delegate;
+    if (!to_dtype(a.tensor->scalar_type(), dtypes[count]) || !broadcasts_to(*a.tensor, x))
+      return Outcome::delegate;
     tensors[count] = a.tensor;
     if (n > 0) {
       const Shared shared = separate(x, x_dtype, *a.tensor, dtypes[count], copies[i]);
@@ -357,7 +381,8 @@ Outcome execute_move(const at::Tensor& x, DType x_dtype, Argument source) {
   Program program;
   program.compute = compute_dtype(x_dtype);
   program.stages = 2;
-  program.stage[0] = {kLoad, source.kind, Operand::none, static_cast<uint8_t>(source.kind == Operand::tensor), 0};
+  program.stage[0] = {kLoad, source.kind, Operand::none, static_cast<uint8_t>(source.kind == Operand::tensor),
+                      0};
   program.stage[1] = {kStore, Operand::tensor, Operand::none, 0, 0};
   program.scalar[0] = source.scalar;
   at::Tensor copy;
@@ -370,7 +395,8 @@ Outcome execute_move(const at::Tensor& x, DType x_dtype, Argument source) {
       const Shared shared = separate(x, x_dtype, *source.tensor, dtypes[1], copy);
       if (shared == Shared::refused) return overlap_error(x, *source.tensor);
       if (shared == Shared::copied) {
-        if (at::get_overlap_status(x, *source.tensor) == at::MemOverlapStatus::Partial) return Outcome::delegate;
+        if (at::get_overlap_status(x, *source.tensor) == at::MemOverlapStatus::Partial)
+          return Outcome::delegate;
         tensors[1] = &copy;
       }
     }
@@ -379,7 +405,8 @@ Outcome execute_move(const at::Tensor& x, DType x_dtype, Argument source) {
   return run_on(program, tensors, dtypes, mutated, count, x);
 }
 
-Outcome execute_program(const Program& program, const at::Tensor* const* tensors, const bool* mutated, int count) {
+Outcome execute_program(const Program& program, const at::Tensor* const* tensors, const bool* mutated,
+                        int count) {
   const at::Tensor* x = nullptr;
   DType dtypes[kMaxTensors];
   for (int t = 0; t < count; ++t) {
@@ -395,13 +422,15 @@ Outcome execute_program(const Program& program, const at::Tensor* const* tensors
   }
   for (int t = 0; t < count; ++t) {
     if (mutated[t] ? tensors[t]->sizes() != x->sizes() : !broadcasts_to(*tensors[t], *x)) {
-      PyErr_Format(PyExc_RuntimeError, "program: the shape of tensor %d does not fit the shape of the written tensors", t);
+      PyErr_Format(PyExc_RuntimeError,
+                   "program: the shape of tensor %d does not fit the shape of the written tensors", t);
       return Outcome::error;
     }
     for (int u = 0; u < t; ++u) {
       if ((mutated[t] || mutated[u]) && x->numel() > 0 &&
           may_share(*tensors[u], item_size(dtypes[u]), *tensors[t], item_size(dtypes[t]))) {
-        PyErr_Format(PyExc_RuntimeError, "program: tensors %d and %d share memory at different positions", u, t);
+        PyErr_Format(PyExc_RuntimeError, "program: tensors %d and %d share memory at different positions", u,
+                     t);
         return Outcome::error;
       }
     }
@@ -418,7 +447,8 @@ Outcome execute_program(const Program& program, const at::Tensor* const* tensors
 bool holds_zero(const at::Tensor& t, DType dtype) {
   const int item = item_size(dtype);
   const char* p = static_cast<const char*>(t.const_data_ptr());
-  if (t.unsafeGetTensorImpl()->is_non_overlapping_and_dense()) return active_kernels->contains_zero(p, dtype, t.numel());
+  if (t.unsafeGetTensorImpl()->is_non_overlapping_and_dense())
+    return active_kernels->contains_zero(p, dtype, t.numel());
   // Row by row of the last dim.
   const int rank = static_cast<int>(t.dim());
   const int64_t row = t.size(rank - 1), step = t.stride(rank - 1) * item;

@@ -63,7 +63,8 @@ Outcome execute(Op op, const at::Tensor& x, DType x_dtype, DType compute, Argume
 Outcome execute_move(const at::Tensor& x, DType x_dtype, Argument source);
 // Any program; the first mutated tensor gives the shape. The tensors are taken as they come from Python and
 // checked here; sets a Python error where they do not fit.
-Outcome execute_program(const Program& program, const at::Tensor* const* tensors, const bool* mutated, int count);
+Outcome execute_program(const Program& program, const at::Tensor* const* tensors, const bool* mutated,
+                        int count);
 
 // True if an integer tensor holds a zero.
 bool holds_zero(const at::Tensor& t, DType dtype);

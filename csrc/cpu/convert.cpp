@@ -140,7 +140,8 @@ void stream_fill(char* p, const char* pattern, int64_t bytes) {
   std::memcpy(&v, pattern, sizeof(v));
   int64_t i = 0;
   for (; i + 4 * static_cast<int64_t>(sizeof(v)) <= bytes; i += 4 * sizeof(v)) {
-    stream(p + i, v), stream(p + i + sizeof(v), v), stream(p + i + 2 * sizeof(v), v), stream(p + i + 3 * sizeof(v), v);
+    stream(p + i, v), stream(p + i + sizeof(v), v), stream(p + i + 2 * sizeof(v), v),
+        stream(p + i + 3 * sizeof(v), v);
   }
   _mm_sfence();
   for (; i < bytes; ++i) p[i] = pattern[i % sizeof(v)];
@@ -168,7 +169,8 @@ void fill_with(void* x, T value, int64_t n) {
   T* p = static_cast<T*>(x);
 #if defined(__SSE2__)
   // Elements lie at multiples of their size, so the pattern fits at any aligned address.
-  if (n * static_cast<int64_t>(sizeof(T)) >= kStreamBytes && reinterpret_cast<uintptr_t>(p) % sizeof(T) == 0) {
+  if (n * static_cast<int64_t>(sizeof(T)) >= kStreamBytes &&
+      reinterpret_cast<uintptr_t>(p) % sizeof(T) == 0) {
     while (reinterpret_cast<uintptr_t>(p) % sizeof(Wide) != 0) *p++ = value, --n;
     T pattern[sizeof(Wide) / sizeof(T)];
     for (T& element : pattern) element = value;

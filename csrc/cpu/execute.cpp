@@ -1,5 +1,5 @@
-// The executor: walks an index space in pieces on which every tensor is a contiguous array of the type that is
-// computed in, and hands each piece to the plain loop (one operation) or to the pipeline (a chain).
+// The executor: walks an index space in pieces on which every tensor is a contiguous array of the type that
+// is computed in, and hands each piece to the plain loop (one operation) or to the pipeline (a chain).
 //
 // A tensor that is not such an array on a piece is staged: gathered into a small buffer that stays in L1, and
 // scattered from it if the program changes it. So strides, broadcasts and dtypes are known here and nowhere
@@ -35,8 +35,8 @@ const Tables& kernel_tables() {
 
 namespace {
 
-// Rows shorter than this are not worth a call each: pieces then span rows, through staging where needed. A row
-// that needs staging anyway must be longer to be worth a piece of its own.
+// Rows shorter than this are not worth a call each: pieces then span rows, through staging where needed. A
+// row that needs staging anyway must be longer to be worth a piece of its own.
 constexpr int64_t kShortRow = 8, kShortStagedRow = 64;
 // The longest row that is repeated in a buffer.
 constexpr int64_t kMaxPeriod = 128;
@@ -116,9 +116,9 @@ enum class Kind : uint8_t { direct, splat, periodic, staged };
 // One tensor of the program as the executor sees it.
 struct Slot {
   const TensorArg* arg;
-  DType want;     // the dtype that the loop or the first stage reads
-  int item;       // bytes of an element in memory
-  int want_item;  // and of one of `want`
+  DType want;    // the dtype that the loop or the first stage reads
+  int item;      // bytes of an element in memory
+  int want_item; // and of one of `want`
   bool used, read;
   bool linear;    // contiguous over the whole space
   bool constant;  // one element for the whole space
@@ -130,10 +130,11 @@ struct Slot {
 class Executor {
  public:
   Executor(const Program& program, const Space& space) : program_(program), space_(space) {
-    single_ = program.stages == 3 && program.stage[0].code == kLoad && program.stage[0].b_kind == Operand::tensor &&
-              program.stage[1].code < kOps && program.stage[2].code == kStore &&
-              program.stage[0].b == program.stage[2].b;
-    // {load b; store a} with nothing between is conversion and layout only, with no compute type in the middle.
+    single_ = program.stages == 3 && program.stage[0].code == kLoad &&
+              program.stage[0].b_kind == Operand::tensor && program.stage[1].code < kOps &&
+              program.stage[2].code == kStore && program.stage[0].b == program.stage[2].b;
+    // {load b; store a} with nothing between is conversion and layout only, with no compute type in the
+    // middle.
     move_ = program.stages == 2 && program.stage[0].code == kLoad && program.stage[1].code == kStore;
     link();
   }
@@ -163,8 +164,8 @@ class Executor {
     const Program& p = program_;
     for (int t = 0; t < space_.tensors; ++t) {
       const TensorArg& a = space_.tensor[t];
-      slot_[t] = {&a, a.dtype, item_size(a.dtype), 0, false, false, is_linear(a), is_constant(a), false,
-                  0,  Kind::direct};
+      slot_[t] = {&a,    a.dtype, item_size(a.dtype), 0, false, false, is_linear(a), is_constant(a),
+                  false, 0,       Kind::direct};
     }
     const StageTable& stages = kernel_tables().stages[static_cast<int>(p.compute)];
     bool as_operand[kMaxTensors] = {};
@@ -189,7 +190,8 @@ class Executor {
       // The loop of the tensor's own dtype if all tensors are of it, else that of the compute type.
       bool same = compute_dtype(slot_[p.stage[0].b].arg->dtype) == p.compute;
       for (int t = 0; t < space_.tensors; ++t) {
-        if (slot_[t].used && !slot_[t].constant && slot_[t].arg->dtype != slot_[p.stage[0].b].arg->dtype) same = false;
+        if (slot_[t].used && !slot_[t].constant && slot_[t].arg->dtype != slot_[p.stage[0].b].arg->dtype)
+          same = false;
       }
       const DType dtype = same ? slot_[p.stage[0].b].arg->dtype : p.compute;
       for (int t = 0; t < space_.tensors; ++t) slot_[t].want = dtype;
@@ -304,7 +306,9 @@ class Executor {
         out.kc = p.scalar[s.c];
         variant |= kScalarC;
       }
-      const auto memory_dtype = [&] { return static_cast<int>(s.b_kind == Operand::tensor ? slot_[s.b].want : p.compute); };
+      const auto memory_dtype = [&] {
+        return static_cast<int>(s.b_kind == Operand::tensor ? slot_[s.b].want : p.compute);
+      };
       if (s.code == kLoad) {
         out.fn = s.b_kind == Operand::scalar ? table.load_scalar : table.load[memory_dtype()];
       } else if (s.code == kStore) {
@@ -393,14 +397,16 @@ class Executor {
     for (int d = 1; d < space_.dims; ++d) {
       const bool carry = ++index[d] == space_.size[d];
       for (int t = 0; t < space_.tensors; ++t) {
-        if (slot_[t].used) base[t] += carry ? -(index[d] - 1) * slot_[t].arg->stride[d] : slot_[t].arg->stride[d];
+        if (slot_[t].used)
+          base[t] += carry ? -(index[d] - 1) * slot_[t].arg->stride[d] : slot_[t].arg->stride[d];
       }
       if (!carry) return;
       index[d] = 0;
     }
   }
 
-  // n elements that begin `done` elements after `base`; across rows, at coordinate `index` and linear index i.
+  // n elements that begin `done` elements after `base`; across rows, at coordinate `index` and linear index
+  // i.
   void piece(char* const* base, int64_t n, const int64_t* index, int64_t done, int64_t i) {
     char* ptr[kMaxTensors];
     for (int t = 0; t < space_.tensors; ++t) {
@@ -430,7 +436,8 @@ class Executor {
     compute(ptr, n);
     for (int t = 0; t < space_.tensors; ++t) {
       const Slot& s = slot_[t];
-      if (s.used && s.arg->mutated && s.kind == Kind::staged) drain_to(s, base[t], buffer_[t], n, index, done);
+      if (s.used && s.arg->mutated && s.kind == Kind::staged)
+        drain_to(s, base[t], buffer_[t], n, index, done);
     }
   }
 
@@ -574,7 +581,8 @@ class Executor {
     char column[kBlockRows * kMaxItem];
     for (int64_t c = 0; c < columns; ++c) {
       char* dst = base + c * s.arg->stride[0];
-      gather(s.want_item, s.converted ? column : dst, {buffer + c * s.want_item, rows, kBlockColumns * s.want_item, 1, 0});
+      gather(s.want_item, s.converted ? column : dst,
+             {buffer + c * s.want_item, rows, kBlockColumns * s.want_item, 1, 0});
       if (s.converted) convert(dst, s.arg->dtype, column, s.want, rows);
     }
   }
@@ -596,9 +604,11 @@ class Executor {
     int variant = 0;
     const char* b = operand(s.b_kind, s.b, ptr, scalar[0], variant, kScalarB);
     const char* c = operand(s.c_kind, s.c, ptr, scalar[1], variant, kScalarC);
-    kernel_tables().loop[s.code][static_cast<int>(dtype_)][variant](ptr[program_.stage[0].b], b, c, scalar, n);
+    kernel_tables().loop[s.code][static_cast<int>(dtype_)][variant](ptr[program_.stage[0].b], b, c, scalar,
+                                                                    n);
   }
-  const char* operand(Operand operand_kind, int index, char* const* ptr, Scalar& scalar, int& variant, int bit) const {
+  const char* operand(Operand operand_kind, int index, char* const* ptr, Scalar& scalar, int& variant,
+                      int bit) const {
     if (operand_kind == Operand::scalar) {
       scalar = program_.scalar[index];
       variant |= bit;
@@ -660,7 +670,8 @@ class Executor {
     run_tiles_(linked_, &tile_state_, 1);
     for (int t = 0; t < space_.tensors; ++t) {
       const Slot& s = slot_[t];
-      if (s.used && s.arg->mutated) std::memcpy(ptr[t] + tiles * tile_ * s.want_item, last_[t], rest * s.want_item);
+      if (s.used && s.arg->mutated)
+        std::memcpy(ptr[t] + tiles * tile_ * s.want_item, last_[t], rest * s.want_item);
     }
   }
 
@@ -680,7 +691,8 @@ class Executor {
   int tile_ = 0;
   void (*run_tiles_)(const Linked*, Tile*, int64_t) = nullptr;
 
-  // Buffers of a piece, on the stack of the thread that runs it; only those of tensors that need one are touched.
+  // Buffers of a piece, on the stack of the thread that runs it; only those of tensors that need one are
+  // touched.
   alignas(64) char buffer_[kMaxTensors][(kChunk + kMaxPeriod) * kMaxItem];
   alignas(64) char last_[kMaxTensors][kChunk * kMaxItem];
   alignas(64) char turned_[kMaxTensors][kBlockRows * kBlockColumns * kMaxItem];
@@ -698,7 +710,7 @@ Path run(const Program& program, const Space& space, int64_t begin, int64_t end)
 
 extern "C" __attribute__((visibility("default"))) const inplace_ext::CpuKernels* inplace_ext_cpu_kernels() {
   using namespace inplace_ext;
-  static const CpuKernels kernels = {kAbiVersion, kVectorBytes, kCapability, kernel_tables().loop, run,
-                                     fill,        convert,      contains_zero};
+  static const CpuKernels kernels = {kAbiVersion, kVectorBytes, kCapability, kernel_tables().loop,
+                                     run,         fill,         convert,     contains_zero};
   return &kernels;
 }

@@ -130,7 +130,7 @@ void add_loops(LoopTable& table) {
 
 constexpr int kTileVectors = 8;
 template <class C>
-constexpr int kTile = kTileVectors* Vec<C>::N;
+constexpr int kTile = kTileVectors * Vec<C>::N;
 // Elements that are staged at a time; a multiple of every tile.
 constexpr int kChunk = 512;
 
@@ -139,8 +139,8 @@ using AnyFn = void (*)();
 // A stage ready to run: its function, then where its operands are.
 struct Linked {
   AnyFn fn;
-  uint8_t b, c;    // slots of Tile::ptr
-  int64_t b_step;  // bytes that the operand moves per element of the chunk; 0 for a temporary
+  uint8_t b, c;   // slots of Tile::ptr
+  int64_t b_step; // bytes that the operand moves per element of the chunk; 0 for a temporary
   int64_t c_step;
   Scalar kb, kc;
 };
@@ -270,7 +270,9 @@ void add_stage(StageTable& table, Op op) {
   if constexpr (is_built<C>(T)) {
     using V = Vec<C>;
     AnyFn* f = table.op[static_cast<int>(op)];
-    const auto put = [&](int variant, auto fn) { f[variant] = reinterpret_cast<AnyFn>(static_cast<StageFn<V>>(fn)); };
+    const auto put = [&](int variant, auto fn) {
+      f[variant] = reinterpret_cast<AnyFn>(static_cast<StageFn<V>>(fn));
+    };
     if constexpr (Cost <= 2) {
       put(kTensorOperands, stage_op<Functor, Operands, false, false, V>);
       if constexpr (Operands >= 1) put(kScalarB, stage_op<Functor, Operands, true, false, V>);

@@ -118,10 +118,11 @@ IE_INLINE void store(char* p, VecOf<S> v) {
   }
 }
 
-// ---- groups: one register of storage, as one vector of the compute type or two --------------------------------
+// ---- groups: one register of storage, as one vector of the compute type or two
+// --------------------------------
 //
-// For the plain loops, where all tensors are of one dtype: the two vectors of a 16-bit register need not hold its
-// elements in order as long as packing undoes it, which saves the shuffles across lanes.
+// For the plain loops, where all tensors are of one dtype: the two vectors of a 16-bit register need not hold
+// its elements in order as long as packing undoes it, which saves the shuffles across lanes.
 
 using Bits16 = Vec<uint16_t>;
 
@@ -184,12 +185,14 @@ IE_INLINE float_bits round_to_bfloat16(Vec<float> f) {
 IE_INLINE Bits16 pack(const Group<bfloat16_t>& g) {
 #if defined(INPLACE_EXT_AVX512)
   // The upper halves of the lanes of both, in the order that unpack took them apart.
-  alignas(64) static constexpr uint16_t kOrder[32] = {1,  3,  5,  7,  33, 35, 37, 39, 9,  11, 13, 15, 41, 43, 45, 47,
-                                                      17, 19, 21, 23, 49, 51, 53, 55, 25, 27, 29, 31, 57, 59, 61, 63};
+  alignas(64) static constexpr uint16_t kOrder[32] = {1,  3,  5,  7,  33, 35, 37, 39, 9,  11, 13,
+                                                      15, 41, 43, 45, 47, 17, 19, 21, 23, 49, 51,
+                                                      53, 55, 25, 27, 29, 31, 57, 59, 61, 63};
   return (Bits16::raw)_mm512_permutex2var_epi16(round_to_bfloat16(g.v[0]), _mm512_load_si512(kOrder),
                                                 round_to_bfloat16(g.v[1]));
 #elif defined(INPLACE_EXT_AVX2)
-  return (Bits16::raw)_mm256_packus_epi32((__m256i)round_to_bfloat16(g.v[0]), (__m256i)round_to_bfloat16(g.v[1]));
+  return (Bits16::raw)_mm256_packus_epi32((__m256i)round_to_bfloat16(g.v[0]),
+                                          (__m256i)round_to_bfloat16(g.v[1]));
 #elif defined(__SSE2__)
   // No unsigned pack before SSE4.1: shift the sign in and pack signed.
   const __m128i lo = _mm_srai_epi32(_mm_slli_epi32((__m128i)round_to_bfloat16(g.v[0]), 16), 16);

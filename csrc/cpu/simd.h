@@ -179,9 +179,9 @@ template <class T>
 IE_INLINE Vec<T> operator>>(Vec<T> a, int n) {
   return a.v >> n;
 }
-#define IE_COMPARE(OP)                                         \
-  template <class T>                                           \
-  IE_INLINE Mask<sizeof(T)> operator OP(Vec<T> a, Vec<T> b) {  \
+#define IE_COMPARE(OP)                                                   \
+  template <class T>                                                     \
+  IE_INLINE Mask<sizeof(T)> operator OP(Vec<T> a, Vec<T> b) {            \
     return Mask<sizeof(T)>((typename Mask<sizeof(T)>::raw)(a.v OP b.v)); \
   }
 IE_COMPARE(<)
@@ -252,51 +252,85 @@ IE_INLINE Vec<T> trunc(Vec<T> a) {
 }
 
 #if defined(INPLACE_EXT_AVX512)
-#define IE_X86(SUFFIX, T)                                                                              \
-  template <>                                                                                          \
-  IE_INLINE Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) { return _mm512_fmadd_##SUFFIX(a.v, b.v, c.v); }  \
-  template <>                                                                                          \
-  IE_INLINE Vec<T> sqrt(Vec<T> a) { return _mm512_sqrt_##SUFFIX(a.v); }                                \
-  template <>                                                                                          \
-  IE_INLINE Vec<T> max(Vec<T> a, Vec<T> b) { return _mm512_max_##SUFFIX(a.v, b.v); }                   \
-  template <>                                                                                          \
-  IE_INLINE Vec<T> min(Vec<T> a, Vec<T> b) { return _mm512_min_##SUFFIX(a.v, b.v); }                   \
-  template <>                                                                                          \
-  IE_INLINE Vec<T> rint(Vec<T> a) { return _mm512_roundscale_##SUFFIX(a.v, 0x08); }                    \
-  template <>                                                                                          \
-  IE_INLINE Vec<T> floor(Vec<T> a) { return _mm512_roundscale_##SUFFIX(a.v, 0x09); }                   \
-  template <>                                                                                          \
-  IE_INLINE Vec<T> trunc(Vec<T> a) { return _mm512_roundscale_##SUFFIX(a.v, 0x0b); }
+#define IE_X86(SUFFIX, T)                              \
+  template <>                                          \
+  IE_INLINE Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) { \
+    return _mm512_fmadd_##SUFFIX(a.v, b.v, c.v);       \
+  }                                                    \
+  template <>                                          \
+  IE_INLINE Vec<T> sqrt(Vec<T> a) {                    \
+    return _mm512_sqrt_##SUFFIX(a.v);                  \
+  }                                                    \
+  template <>                                          \
+  IE_INLINE Vec<T> max(Vec<T> a, Vec<T> b) {           \
+    return _mm512_max_##SUFFIX(a.v, b.v);              \
+  }                                                    \
+  template <>                                          \
+  IE_INLINE Vec<T> min(Vec<T> a, Vec<T> b) {           \
+    return _mm512_min_##SUFFIX(a.v, b.v);              \
+  }                                                    \
+  template <>                                          \
+  IE_INLINE Vec<T> rint(Vec<T> a) {                    \
+    return _mm512_roundscale_##SUFFIX(a.v, 0x08);      \
+  }                                                    \
+  template <>                                          \
+  IE_INLINE Vec<T> floor(Vec<T> a) {                   \
+    return _mm512_roundscale_##SUFFIX(a.v, 0x09);      \
+  }                                                    \
+  template <>                                          \
+  IE_INLINE Vec<T> trunc(Vec<T> a) {                   \
+    return _mm512_roundscale_##SUFFIX(a.v, 0x0b);      \
+  }
 IE_X86(ps, float)
 IE_X86(pd, double)
 #undef IE_X86
 #elif defined(INPLACE_EXT_AVX2)
-#define IE_X86(SUFFIX, T)                                                                              \
-  template <>                                                                                          \
-  IE_INLINE Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) { return _mm256_fmadd_##SUFFIX(a.v, b.v, c.v); }  \
-  template <>                                                                                          \
-  IE_INLINE Vec<T> sqrt(Vec<T> a) { return _mm256_sqrt_##SUFFIX(a.v); }                                \
-  template <>                                                                                          \
-  IE_INLINE Vec<T> max(Vec<T> a, Vec<T> b) { return _mm256_max_##SUFFIX(a.v, b.v); }                   \
-  template <>                                                                                          \
-  IE_INLINE Vec<T> min(Vec<T> a, Vec<T> b) { return _mm256_min_##SUFFIX(a.v, b.v); }                   \
-  template <>                                                                                          \
-  IE_INLINE Vec<T> rint(Vec<T> a) { return _mm256_round_##SUFFIX(a.v, 0x08); }                         \
-  template <>                                                                                          \
-  IE_INLINE Vec<T> floor(Vec<T> a) { return _mm256_round_##SUFFIX(a.v, 0x09); }                        \
-  template <>                                                                                          \
-  IE_INLINE Vec<T> trunc(Vec<T> a) { return _mm256_round_##SUFFIX(a.v, 0x0b); }
+#define IE_X86(SUFFIX, T)                              \
+  template <>                                          \
+  IE_INLINE Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) { \
+    return _mm256_fmadd_##SUFFIX(a.v, b.v, c.v);       \
+  }                                                    \
+  template <>                                          \
+  IE_INLINE Vec<T> sqrt(Vec<T> a) {                    \
+    return _mm256_sqrt_##SUFFIX(a.v);                  \
+  }                                                    \
+  template <>                                          \
+  IE_INLINE Vec<T> max(Vec<T> a, Vec<T> b) {           \
+    return _mm256_max_##SUFFIX(a.v, b.v);              \
+  }                                                    \
+  template <>                                          \
+  IE_INLINE Vec<T> min(Vec<T> a, Vec<T> b) {           \
+    return _mm256_min_##SUFFIX(a.v, b.v);              \
+  }                                                    \
+  template <>                                          \
+  IE_INLINE Vec<T> rint(Vec<T> a) {                    \
+    return _mm256_round_##SUFFIX(a.v, 0x08);           \
+  }                                                    \
+  template <>                                          \
+  IE_INLINE Vec<T> floor(Vec<T> a) {                   \
+    return _mm256_round_##SUFFIX(a.v, 0x09);           \
+  }                                                    \
+  template <>                                          \
+  IE_INLINE Vec<T> trunc(Vec<T> a) {                   \
+    return _mm256_round_##SUFFIX(a.v, 0x0b);           \
+  }
 IE_X86(ps, float)
 IE_X86(pd, double)
 #undef IE_X86
 #elif defined(__SSE2__)
-#define IE_X86(SUFFIX, T)                                                     \
-  template <>                                                                 \
-  IE_INLINE Vec<T> sqrt(Vec<T> a) { return _mm_sqrt_##SUFFIX(a.v); }          \
-  template <>                                                                 \
-  IE_INLINE Vec<T> max(Vec<T> a, Vec<T> b) { return _mm_max_##SUFFIX(a.v, b.v); } \
-  template <>                                                                 \
-  IE_INLINE Vec<T> min(Vec<T> a, Vec<T> b) { return _mm_min_##SUFFIX(a.v, b.v); }
+#define IE_X86(SUFFIX, T)                    \
+  template <>                                \
+  IE_INLINE Vec<T> sqrt(Vec<T> a) {          \
+    return _mm_sqrt_##SUFFIX(a.v);           \
+  }                                          \
+  template <>                                \
+  IE_INLINE Vec<T> max(Vec<T> a, Vec<T> b) { \
+    return _mm_max_##SUFFIX(a.v, b.v);       \
+  }                                          \
+  template <>                                \
+  IE_INLINE Vec<T> min(Vec<T> a, Vec<T> b) { \
+    return _mm_min_##SUFFIX(a.v, b.v);       \
+  }
 IE_X86(ps, float)
 IE_X86(pd, double)
 #undef IE_X86
@@ -345,7 +379,8 @@ IE_INLINE DoublePair widen(Vec<float> a) {
   using half_raw = typename raw_vector<float, Vec<double>::N>::type;
   half_raw half[2];
   std::memcpy(half, &a.v, kVectorBytes);
-  return {__builtin_convertvector(half[0], Vec<double>::raw), __builtin_convertvector(half[1], Vec<double>::raw)};
+  return {__builtin_convertvector(half[0], Vec<double>::raw),
+          __builtin_convertvector(half[1], Vec<double>::raw)};
 #endif
 }
 IE_INLINE Vec<float> narrow(DoublePair p) {
@@ -355,13 +390,14 @@ IE_INLINE Vec<float> narrow(DoublePair p) {
   return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm256_cvtpd_ps(p.lo.v)), _mm256_cvtpd_ps(p.hi.v), 1);
 #else
   using half_raw = typename raw_vector<float, Vec<double>::N>::type;
-  const half_raw half[2] = {__builtin_convertvector(p.lo.v, half_raw), __builtin_convertvector(p.hi.v, half_raw)};
+  const half_raw half[2] = {__builtin_convertvector(p.lo.v, half_raw),
+                            __builtin_convertvector(p.hi.v, half_raw)};
   return Vec<float>::load(half);
 #endif
 }
 
-// As many small integers as a float vector has lanes, as int32 and back (the low bits), at any address. GCC 12 has
-// no vector form of these conversions.
+// As many small integers as a float vector has lanes, as int32 and back (the low bits), at any address. GCC
+// 12 has no vector form of these conversions.
 template <class T>
 IE_INLINE Vec<int32_t> load_int32(const T* p) {
   typename raw_vector<T, Vec<int32_t>::N>::type in;
@@ -373,7 +409,8 @@ IE_INLINE Vec<int32_t> load_int32(const T* p) {
 #elif defined(INPLACE_EXT_AVX2)
   if constexpr (sizeof(T) == 1) {
     const __m128i low = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
-    return (Vec<int32_t>::raw)(std::is_same_v<T, uint8_t> ? _mm256_cvtepu8_epi32(low) : _mm256_cvtepi8_epi32(low));
+    return (Vec<int32_t>::raw)(std::is_same_v<T, uint8_t> ? _mm256_cvtepu8_epi32(low)
+                                                          : _mm256_cvtepi8_epi32(low));
   }
   if constexpr (std::is_same_v<T, int16_t>) return (Vec<int32_t>::raw)_mm256_cvtepi16_epi32((__m128i)in);
 #endif
@@ -391,10 +428,10 @@ IE_INLINE void store_int32(T* p, Vec<int32_t> a) {
 #elif defined(INPLACE_EXT_AVX2)
   if constexpr (sizeof(T) <= 2) {
     // The wanted bytes of each half to its bottom, then the two bottoms together.
-    const __m256i bytes = _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 0, 4, 8, 12, -1, -1,
-                                           -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
-    const __m256i words = _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, -1, -1, -1, -1, -1, -1, -1, -1, 0, 1, 4, 5, 8, 9, 12,
-                                           13, -1, -1, -1, -1, -1, -1, -1, -1);
+    const __m256i bytes = _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 0, 4,
+                                           8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
+    const __m256i words = _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, -1, -1, -1, -1, -1, -1, -1, -1, 0, 1, 4,
+                                           5, 8, 9, 12, 13, -1, -1, -1, -1, -1, -1, -1, -1);
     const __m256i in_half = _mm256_shuffle_epi8((__m256i)a.v, sizeof(T) == 1 ? bytes : words);
     const __m128i low = _mm256_castsi256_si128(in_half), high = _mm256_extracti128_si256(in_half, 1);
     const __m128i both = sizeof(T) == 1 ? _mm_unpacklo_epi32(low, high) : _mm_unpacklo_epi64(low, high);
@@ -407,8 +444,8 @@ IE_INLINE void store_int32(T* p, Vec<int32_t> a) {
   std::memcpy(p, &out, sizeof(out));
 }
 
-// int64 as double and back for |a| < 2^51, where adding 1.5 * 2^52 puts an integer into the low bits of a double:
-// before AVX-512 there is no instruction for it.
+// int64 as double and back for |a| < 2^51, where adding 1.5 * 2^52 puts an integer into the low bits of a
+// double: before AVX-512 there is no instruction for it.
 IE_INLINE Vec<double> small_to_double(Vec<int64_t> a) {
   const Vec<double> magic(0x1.8p52);
   return bitcast<double>(a + bitcast<int64_t>(magic)) - magic;
@@ -418,9 +455,10 @@ IE_INLINE Vec<int64_t> small_to_int(Vec<double> integral) {
   return bitcast<int64_t>(integral + magic) - bitcast<int64_t>(magic);
 }
 
-// Integer quotient, truncated; no divisor may be 0, nor -1 of a signed type. Processors divide integers one at a
-// time, so it is computed in floating point wherever that is exact: the quotient lies at least 1/b away from the
-// next integer, more than the rounding can move it, if the type has twice the bits (or the numbers are small).
+// Integer quotient, truncated; no divisor may be 0, nor -1 of a signed type. Processors divide integers one
+// at a time, so it is computed in floating point wherever that is exact: the quotient lies at least 1/b away
+// from the next integer, more than the rounding can move it, if the type has twice the bits (or the numbers
+// are small).
 template <class T>
 IE_INLINE Vec<T> quotient(Vec<T> a, Vec<T> b) {
   if constexpr (sizeof(T) == 8) {
@@ -435,7 +473,8 @@ IE_INLINE Vec<T> quotient(Vec<T> a, Vec<T> b) {
     std::memcpy(x, &a, kVectorBytes);
     std::memcpy(y, &b, kVectorBytes);
     for (int i = 0; i < 2; ++i) {
-      const auto q = __builtin_convertvector(x[i], Vec<double>::raw) / __builtin_convertvector(y[i], Vec<double>::raw);
+      const auto q =
+          __builtin_convertvector(x[i], Vec<double>::raw) / __builtin_convertvector(y[i], Vec<double>::raw);
       x[i] = __builtin_convertvector(q, half);
     }
     return Vec<T>::load(x);

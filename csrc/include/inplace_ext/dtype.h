@@ -36,15 +36,15 @@ template <class T>
 struct storage_traits;
 template <DType D>
 struct dtype_traits;
-#define INPLACE_EXT_TRAITS(NAME, STORAGE, COMPUTE)  \
-  template <>                                       \
-  struct storage_traits<STORAGE> {                  \
-    using compute = COMPUTE;                        \
-    static constexpr DType dtype = DType::NAME;     \
-  };                                                \
-  template <>                                       \
-  struct dtype_traits<DType::NAME> {                \
-    using storage = STORAGE;                        \
+#define INPLACE_EXT_TRAITS(NAME, STORAGE, COMPUTE) \
+  template <>                                      \
+  struct storage_traits<STORAGE> {                 \
+    using compute = COMPUTE;                       \
+    static constexpr DType dtype = DType::NAME;    \
+  };                                               \
+  template <>                                      \
+  struct dtype_traits<DType::NAME> {               \
+    using storage = STORAGE;                       \
   };
 INPLACE_EXT_FOR_DTYPES(INPLACE_EXT_TRAITS)
 #undef INPLACE_EXT_TRAITS

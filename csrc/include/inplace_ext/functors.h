@@ -172,7 +172,8 @@ struct Pow {
       }
       if constexpr (std::is_signed_v<T>) {
         const V minus_one(T(-1));
-        const V unit = select(a == minus_one, select((b & one) != zero, minus_one, one), select(a == one, one, zero));
+        const V unit =
+            select(a == minus_one, select((b & one) != zero, minus_one, one), select(a == one, one, zero));
         result = select(b < zero, unit, result);
       }
       return result;
