@@ -31,6 +31,7 @@ print(ie.__file__, ie.info().capability, ie.info().reason, sep="|")
 )
 
 checkout = pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="needs the source tree")
+in_place = pytest.mark.skipif(_build.ROOT != ROOT, reason="needs the package of the source tree")
 native = pytest.mark.skipif(_native.module is None, reason="needs the compiled module")
 built_here = pytest.mark.skipif(_build.missing_toolchain() is not None, reason="needs a compiler")
 
@@ -103,6 +104,7 @@ def test_flags_of_each_capability() -> None:
 
 
 @checkout
+@in_place
 def test_extensions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("INPLACE_EXT_SANITIZE", raising=False)
     by_name = {extension.name: extension for extension in _build.extensions()}

@@ -19,19 +19,41 @@ using float_bits = typename raw_vector<uint32_t, Vec<float>::N>::type;
 IE_INLINE Vec<float> from_bits(half_bits h, bfloat16_t) {
   return Vec<float>((Vec<float>::raw)(__builtin_convertvector(h, float_bits) << 16));
 }
-// Round to nearest, ties to even; NaN becomes the quiet NaN 0x7fc0.
-IE_INLINE half_bits to_bits(Vec<float> f, bfloat16_t) {
-  const float_bits u = (float_bits)f.v;
-  const float_bits rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
-  const float_bits bits = (f.v == f.v) ? rounded : (float_bits{} + 0x7fc0);
+// The low half of each lane, of values below 2^16.
+IE_INLINE half_bits low_words(float_bits bits) {
 #if defined(INPLACE_EXT_AVX512)
   return (half_bits)_mm512_cvtepi32_epi16((__m512i)bits);
 #elif defined(INPLACE_EXT_AVX2)
   const __m256i packed = _mm256_packus_epi32((__m256i)bits, (__m256i)bits);
   return (half_bits)_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08));
+#elif defined(__SSE2__)
+  // There is no unsigned pack before SSE4.1: make the words signed first.
+  const __m128i words = _mm_srai_epi32(_mm_slli_epi32((__m128i)bits, 16), 16);
+  const __m128i packed = _mm_packs_epi32(words, words);
+  half_bits h;
+  std::memcpy(&h, &packed, sizeof(h));
+  return h;
 #else
   return __builtin_convertvector(bits, half_bits);
 #endif
+}
+
+// Rounded to nearest, ties to even, in the upper half of each lane; NaN becomes the quiet NaN 0x7fc0.
+IE_INLINE float_bits round_to_bfloat16(Vec<float> f) {
+#if defined(INPLACE_EXT_AVX512)
+  const __m512i u = (__m512i)f.v;
+  const __mmask16 odd = _mm512_test_epi32_mask(u, _mm512_set1_epi32(0x10000));
+  __m512i r = _mm512_add_epi32(u, _mm512_set1_epi32(0x7fff));
+  r = _mm512_mask_add_epi32(r, odd, r, _mm512_set1_epi32(1));
+  const __mmask16 nan = _mm512_cmp_ps_mask(f.v, f.v, _CMP_UNORD_Q);
+  return (float_bits)_mm512_mask_mov_epi32(r, nan, _mm512_set1_epi32(0x7fc00000));
+#else
+  const float_bits u = (float_bits)f.v;
+  return (f.v == f.v) ? u + 0x7fff + ((u >> 16) & 1) : (float_bits{} + 0x7fc00000);
+#endif
+}
+IE_INLINE half_bits to_bits(Vec<float> f, bfloat16_t) {
+  return low_words(round_to_bfloat16(f) >> 16);
 }
 
 #if defined(INPLACE_EXT_AVX512)
@@ -70,7 +92,7 @@ IE_INLINE half_bits to_bits(Vec<float> f, half_t) {
   float_bits result = magnitude < 0x38800000 ? denormal : normal;
   result = magnitude >= 0x477ff000 ? float_bits{} + 0x7c00 : result;
   result = magnitude > 0x7f800000 ? float_bits{} + 0x7e00 : result;
-  return __builtin_convertvector(result | sign, half_bits);
+  return low_words(result | sign);
 }
 #endif
 
@@ -166,40 +188,21 @@ IE_INLINE Group<half_t> unpack(Bits16 h, half_t) {
   return {{from_bits(part[0], half_t{}), from_bits(part[1], half_t{})}};
 }
 
-#if defined(INPLACE_EXT_AVX512)
-// Rounded in the upper half of each lane; see to_bits.
-IE_INLINE __m512i round_to_bfloat16(Vec<float> f) {
-  const __m512i u = (__m512i)f.v;
-  const __mmask16 odd = _mm512_test_epi32_mask(u, _mm512_set1_epi32(0x10000));
-  __m512i r = _mm512_add_epi32(u, _mm512_set1_epi32(0x7fff));
-  r = _mm512_mask_add_epi32(r, odd, r, _mm512_set1_epi32(1));
-  return _mm512_mask_mov_epi32(r, _mm512_cmp_ps_mask(f.v, f.v, _CMP_UNORD_Q), _mm512_set1_epi32(0x7fc00000));
-}
-#elif defined(__SSE2__)
-IE_INLINE float_bits round_to_bfloat16(Vec<float> f) {
-  const float_bits u = (float_bits)f.v;
-  const float_bits r = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
-  return (f.v == f.v) ? r : (float_bits{} + 0x7fc0);
-}
-#endif
 IE_INLINE Bits16 pack(const Group<bfloat16_t>& g) {
+  const float_bits lo = round_to_bfloat16(g.v[0]), hi = round_to_bfloat16(g.v[1]);
 #if defined(INPLACE_EXT_AVX512)
   // The upper halves of the lanes of both, in the order that unpack took them apart.
   alignas(64) static constexpr uint16_t kOrder[32] = {1,  3,  5,  7,  33, 35, 37, 39, 9,  11, 13,
                                                       15, 41, 43, 45, 47, 17, 19, 21, 23, 49, 51,
                                                       53, 55, 25, 27, 29, 31, 57, 59, 61, 63};
-  return (Bits16::raw)_mm512_permutex2var_epi16(round_to_bfloat16(g.v[0]), _mm512_load_si512(kOrder),
-                                                round_to_bfloat16(g.v[1]));
+  return (Bits16::raw)_mm512_permutex2var_epi16((__m512i)lo, _mm512_load_si512(kOrder), (__m512i)hi);
 #elif defined(INPLACE_EXT_AVX2)
-  return (Bits16::raw)_mm256_packus_epi32((__m256i)round_to_bfloat16(g.v[0]),
-                                          (__m256i)round_to_bfloat16(g.v[1]));
+  return (Bits16::raw)_mm256_packus_epi32((__m256i)(lo >> 16), (__m256i)(hi >> 16));
 #elif defined(__SSE2__)
-  // No unsigned pack before SSE4.1: shift the sign in and pack signed.
-  const __m128i lo = _mm_srai_epi32(_mm_slli_epi32((__m128i)round_to_bfloat16(g.v[0]), 16), 16);
-  const __m128i hi = _mm_srai_epi32(_mm_slli_epi32((__m128i)round_to_bfloat16(g.v[1]), 16), 16);
-  return (Bits16::raw)_mm_packs_epi32(lo, hi);
+  // A shift with the sign stands in for the unsigned pack that came with SSE4.1.
+  return (Bits16::raw)_mm_packs_epi32(_mm_srai_epi32((__m128i)lo, 16), _mm_srai_epi32((__m128i)hi, 16));
 #else
-  const half_bits part[2] = {to_bits(g.v[0], bfloat16_t{}), to_bits(g.v[1], bfloat16_t{})};
+  const half_bits part[2] = {low_words(lo >> 16), low_words(hi >> 16)};
   return Bits16::load(part);
 #endif
 }

@@ -413,6 +413,20 @@ IE_INLINE Vec<int32_t> load_int32(const T* p) {
                                                           : _mm256_cvtepi8_epi32(low));
   }
   if constexpr (std::is_same_v<T, int16_t>) return (Vec<int32_t>::raw)_mm256_cvtepi16_epi32((__m128i)in);
+#elif defined(__SSE2__)
+  // Unpacked with itself, the value lands in the upper bits, from where a shift extends it.
+  if constexpr (sizeof(T) == 1) {
+    int bits;
+    std::memcpy(&bits, p, sizeof(bits));
+    const __m128i bytes = _mm_cvtsi32_si128(bits), words = _mm_unpacklo_epi8(bytes, bytes);
+    const __m128i top = _mm_unpacklo_epi16(words, words);
+    return (Vec<int32_t>::raw)(std::is_same_v<T, uint8_t> ? _mm_srli_epi32(top, 24)
+                                                          : _mm_srai_epi32(top, 24));
+  }
+  if constexpr (std::is_same_v<T, int16_t>) {
+    const __m128i words = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+    return (Vec<int32_t>::raw)_mm_srai_epi32(_mm_unpacklo_epi16(words, words), 16);
+  }
 #endif
   return __builtin_convertvector(in, Vec<int32_t>::raw);
 }
