@@ -220,7 +220,9 @@ IE_INLINE Bits16 pack(const Group<half_t>& g) {
 
 template <class S>
 IE_INLINE Group<S> load_group(const char* p) {
-  if constexpr (is_half_v<S>) {
+  if constexpr (std::is_same_v<S, half_t>) {
+    return {{load<S>(p), load<S>(p + kVectorBytes / 2)}}; // conversion takes its operand from memory
+  } else if constexpr (is_half_v<S>) {
     return unpack(Bits16::load(p), S{});
   } else {
     return {{VecOf<S>::load(p)}};
@@ -228,7 +230,10 @@ IE_INLINE Group<S> load_group(const char* p) {
 }
 template <class S>
 IE_INLINE void store_group(char* p, const Group<S>& g) {
-  if constexpr (is_half_v<S>) {
+  if constexpr (std::is_same_v<S, half_t>) {
+    store<S>(p, g.v[0]);
+    store<S>(p + kVectorBytes / 2, g.v[1]);
+  } else if constexpr (is_half_v<S>) {
     pack(g).store(p);
   } else {
     g.v[0].store(p);
