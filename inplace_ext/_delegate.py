@@ -114,7 +114,9 @@ def _check_divisor(input: torch.Tensor, divisor: Any) -> None:
     if type(divisor) not in _PLAIN or input.device.type != "cpu" or input.numel() == 0:
         return
     try:
-        raises = _is_integral(input) and _is_integral(divisor) and not divisor.all()
+        # Of two bool tensors torch refuses the division as such.
+        both_bool = input.dtype == divisor.dtype == torch.bool
+        raises = _is_integral(input) and _is_integral(divisor) and not both_bool and not divisor.all()
     except (RuntimeError, NotImplementedError):  # no data to look at: tensors of torch.func, fake ones
         return
     if raises:

@@ -1,4 +1,4 @@
-"""What the tests share: layouts with canaries, special values, references, and one check of the whole contract."""
+"""What the tests share: layouts with canaries, special values, references, a check of the whole contract."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 import inplace_ext as ie
@@ -88,7 +89,15 @@ def allowed(name: str, dtype: torch.dtype) -> bool:
     return dtype in FLOATS or name not in ("exp_", "sqrt_")
 
 
-# ---- values ---------------------------------------------------------------------------------------------------
+def each(
+    names: Sequence[str], dtypes: Sequence[torch.dtype] = DTYPES, refused: bool = False
+) -> pytest.MarkDecorator:
+    """Parametrizes a test over the operations and dtypes that torch allows, or over those that it refuses."""
+    pairs = [(n, d) for n in names for d in dtypes if allowed(n, d) != refused]
+    return pytest.mark.parametrize("name, dtype", pairs, ids=[f"{n}-{dtype_name(d)}" for n, d in pairs])
+
+
+# ---- values -----------------------------------------------------------------------------------------------
 
 
 def special_values(dtype: torch.dtype) -> torch.Tensor:
@@ -130,7 +139,7 @@ def without(data: torch.Tensor, *values: int) -> torch.Tensor:
     return data
 
 
-# ---- layouts --------------------------------------------------------------------------------------------------
+# ---- layouts ----------------------------------------------------------------------------------------------
 
 
 def _dense(order: Sequence[int], shape: Sequence[int], inner: int = 1, pad: int = 0) -> list[int]:
@@ -203,7 +212,9 @@ def clone_all(tensors: Sequence[Any]) -> list[Any]:
                 if storage.data_ptr() not in storages:
                     storages[storage.data_ptr()] = storage.clone()
                 copy = torch.empty(0, dtype=t.dtype)
-                made[id(t)] = copy.set_(storages[storage.data_ptr()], t.storage_offset(), t.size(), t.stride())
+                made[id(t)] = copy.set_(
+                    storages[storage.data_ptr()], t.storage_offset(), t.size(), t.stride()
+                )
             t = made[id(t)]
         out.append(t)
     return out
@@ -221,7 +232,9 @@ def storage_bytes(x: torch.Tensor) -> torch.Tensor:
 
 def bits(x: torch.Tensor) -> torch.Tensor:
     """The elements in C order as integers of the same width."""
-    width = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.int64}[x.element_size()]
+    width = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.int64}[
+        x.element_size()
+    ]
     return x.detach().contiguous().view(width)
 
 
@@ -239,7 +252,7 @@ def matches(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return equal.view(a.shape)
 
 
-# ---- references -----------------------------------------------------------------------------------------------
+# ---- references -------------------------------------------------------------------------------------------
 
 _libm = ctypes.CDLL(ctypes.util.find_library("m"))
 _libm.fma.restype, _libm.fma.argtypes = ctypes.c_double, [ctypes.c_double] * 3
@@ -286,7 +299,7 @@ def _ordered(bits: np.ndarray) -> np.ndarray:
 
 
 def ulp_distance(x: torch.Tensor, exact: np.ndarray) -> np.ndarray:
-    """Distance of float32 or float64 from the correctly rounded value; huge for NaN or a zero of the wrong sign."""
+    """Distance of float32 or float64 from the correctly rounded value; huge for a zero of the wrong sign."""
     got = x.detach().contiguous().numpy()
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         rounded = np.asarray(exact).astype(got.dtype)
@@ -348,7 +361,9 @@ def _float_reference(name: str, x: torch.Tensor, args: list[Any], kwargs: dict[s
         if not isinstance(value, torch.Tensor):
             value = value.item() if isinstance(value, np.generic) else value
             wide_number = isinstance(value, float) or abs(value) >= 2**63
-            value = torch.tensor(float(value) if wide_number else value, dtype=torch.float64 if wide_number else None)
+            value = torch.tensor(
+                float(value) if wide_number else value, dtype=torch.float64 if wide_number else None
+            )
         if (rounded or value.dim() > 0) and common in HALVES:
             value = value.to(common)
         return value.to(compute)
@@ -404,7 +419,9 @@ def _float_reference(name: str, x: torch.Tensor, args: list[Any], kwargs: dict[s
         converted = [c if c is None else c.expand(x.shape) for c in converted]
         keywords = {k: v.expand(x.shape) if isinstance(v, torch.Tensor) else v for k, v in keywords.items()}
         if not name.startswith("clamp"):
-            return Expected(values=[getattr(torch.Tensor, name)(wide.clone(), *converted, **keywords).to(back)])
+            return Expected(
+                values=[getattr(torch.Tensor, name)(wide.clone(), *converted, **keywords).to(back)]
+            )
         value = getattr(torch.Tensor, name)(wide.clone(), *converted, **keywords).to(back)
         return Expected(values=[value], zero_sign=False)
     return None
@@ -416,7 +433,11 @@ _OPERANDS = ("other", "min", "max", "exponent", "value", "src")
 def expected(name: str, x: torch.Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Expected:
     """What torch's method would do to x, with the exceptions that the contract makes."""
     copies = clone_all([x, *args, *kwargs.values()])
-    t, targs, tkw = copies[0], copies[1 : 1 + len(args)], dict(zip(kwargs, copies[1 + len(args) :], strict=True))
+    t, targs, tkw = (
+        copies[0],
+        copies[1 : 1 + len(args)],
+        dict(zip(kwargs, copies[1 + len(args) :], strict=True)),
+    )
     version = t._version
     try:
         getattr(torch.Tensor, name)(t, *targs, **tkw)
@@ -441,7 +462,7 @@ def expected(name: str, x: torch.Tensor, args: Sequence[Any], kwargs: dict[str, 
     return want
 
 
-# ---- the contract ---------------------------------------------------------------------------------------------
+# ---- the contract -----------------------------------------------------------------------------------------
 
 
 def check(
@@ -489,11 +510,15 @@ def check(
         assert (x.data_ptr(), x.untyped_storage().data_ptr()) == pointers, what
         assert layout == (x.shape, x.stride(), x.storage_offset()), what
         for a, (contents, a_version) in zip(others, others_saved, strict=True):
-            assert torch.equal(storage_bytes(a), contents) and a._version == a_version, f"operand written {what}"
+            assert torch.equal(storage_bytes(a), contents) and a._version == a_version, (
+                f"operand written {what}"
+            )
     return x
 
 
-def _check_values(want: Expected, x: torch.Tensor, begin: torch.Tensor, what: object, delegated: bool) -> None:
+def _check_values(
+    want: Expected, x: torch.Tensor, begin: torch.Tensor, what: object, delegated: bool
+) -> None:
     __tracebackhide__ = True
     values = [want.torch] if delegated and want.torch is not None else want.values
     if not values or not torch.equal(bits(x), bits(values[0])):
@@ -528,7 +553,9 @@ def operand_data(name: str, shape: Sequence[int], dtype: torch.dtype, seed: int,
     return x
 
 
-def default_args(name: str, x: torch.Tensor, seed: int, layout: str = "contiguous") -> tuple[list[Any], dict[str, Any]]:
+def default_args(
+    name: str, x: torch.Tensor, seed: int, layout: str = "contiguous"
+) -> tuple[list[Any], dict[str, Any]]:
     """Operands of the shape and dtype of x for any operation."""
     if name in UNARY or name == "zero_":
         return [], {}

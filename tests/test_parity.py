@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import (
+    BACKENDS,
     BINARY,
     CAPABILITIES,
     COMPLEX,
@@ -29,6 +30,7 @@ from helpers import (
     check,
     default_args,
     dtype_name,
+    each,
     expect_path,
     make,
     make_data,
@@ -50,7 +52,7 @@ def move_or(name: str, path: str) -> str:
     return "move" if name in MOVES else path
 
 
-# ---- OpInfo ---------------------------------------------------------------------------------------------------
+# ---- OpInfo -----------------------------------------------------------------------------------------------
 
 _OPINFO_NAMES = {"nn.functional.relu": "relu_", "zero_": "zero_"}
 OPINFOS = [
@@ -67,7 +69,9 @@ def test_opinfo_covers_the_operations() -> None:
 
 @pytest.mark.parametrize("layout", ["contiguous", "offset", "transposed", "step"])
 @pytest.mark.parametrize(
-    "name, info", OPINFOS, ids=[f"{n}{'-' * bool(i.variant_test_name)}{i.variant_test_name}" for n, i in OPINFOS]
+    "name, info",
+    OPINFOS,
+    ids=[f"{n}{'-' * bool(i.variant_test_name)}{i.variant_test_name}" for n, i in OPINFOS],
 )
 def test_opinfo(name: str, info: Any, layout: str) -> None:
     """All samples of all dtypes, also those that an in-place method refuses."""
@@ -94,17 +98,14 @@ def test_opinfo_error_inputs(name: str) -> None:
                 check(name, inputs.input.clone(), *inputs.args, **inputs.kwargs)
 
 
-# ---- layouts --------------------------------------------------------------------------------------------------
+# ---- layouts ----------------------------------------------------------------------------------------------
 
 SHAPE = (2, 3, 9, 33)
 
 
-@by_dtype
-@pytest.mark.parametrize("name", OPS)
+@each(OPS)
 def test_layouts_of_input(name: str, dtype: torch.dtype) -> None:
     """Operands are numbers or lie as the input does."""
-    if not allowed(name, dtype):
-        pytest.skip("torch refuses it; test_errors checks how")
     for seed, layout in enumerate(LAYOUTS):
         x = make(SHAPE, dtype, layout, seed)
         args, kwargs = default_args(name, x, seed, layout)
@@ -123,14 +124,13 @@ def test_layouts_of_input(name: str, dtype: torch.dtype) -> None:
         check(name, x, *args, path=move_or(name, path), **kwargs)
 
 
-@by_dtype
-@pytest.mark.parametrize("name", [*BINARY, "clamp_", "copy_"])
+@each([*BINARY, "clamp_", "copy_"])
 def test_layouts_of_operands(name: str, dtype: torch.dtype) -> None:
     """Every layout of input with every layout of operand."""
-    if not allowed(name, dtype):
-        pytest.skip("torch refuses it; test_errors checks how")
     shape = (2, 17, 70)
     for seed, (ours, theirs) in enumerate(itertools.product(LAYOUTS, LAYOUTS)):
+        if (seed + DTYPES.index(dtype)) % 3 and ours != theirs:
+            continue  # the other dtypes take the other pairs
         x = make(shape, dtype, ours, seed)
         args, kwargs = default_args(name, x, seed, theirs)
         same = args[0].stride() == x.stride()
@@ -143,12 +143,9 @@ def test_layouts_of_operands(name: str, dtype: torch.dtype) -> None:
         check(name, x, *args, path=path, **kwargs)
 
 
-@by_dtype
-@pytest.mark.parametrize("name", [*BINARY, "clamp_", "copy_"])
+@each([*BINARY, "clamp_", "copy_"])
 def test_transposed_operand(name: str, dtype: torch.dtype) -> None:
     """Blocks of 16 rows by 64 columns, with all kinds of rest; more than two dims; both sides transposed."""
-    if not allowed(name, dtype):
-        pytest.skip("torch refuses it; test_errors checks how")
     shapes = [(4, 5), (16, 64), (17, 65), (15, 63), (33, 130), (70, 128), (5, 200), (200, 6), (48, 129)]
     for seed, (rows, columns) in enumerate(shapes):
         x = make((rows, columns), dtype, "contiguous", seed)
@@ -184,11 +181,8 @@ BROADCASTS = [
 ]
 
 
-@by_dtype
-@pytest.mark.parametrize("name", [*BINARY, "clamp_", "copy_"])
+@each([*BINARY, "clamp_", "copy_"])
 def test_broadcast_operand(name: str, dtype: torch.dtype) -> None:
-    if not allowed(name, dtype):
-        pytest.skip("torch refuses it; test_errors checks how")
     for seed, ((shape, other), layout) in enumerate(
         itertools.product(BROADCASTS, ["contiguous", "transposed", "step"])
     ):
@@ -202,11 +196,8 @@ def test_broadcast_operand(name: str, dtype: torch.dtype) -> None:
         check(name, x, *(o.expand(shape) for o in operands), **kwargs)
 
 
-@by_dtype
-@pytest.mark.parametrize("name", OPS)
+@each(OPS)
 def test_no_dims_and_empty(name: str, dtype: torch.dtype) -> None:
-    if not allowed(name, dtype):
-        pytest.skip("torch refuses it; test_errors checks how")
     for shape in [(), (0,), (1,), (3, 0, 2), (0, 5), (1, 1)]:
         for seed, layout in enumerate(["contiguous", "offset", "step"]):
             x = make(shape, dtype, layout, seed)
@@ -219,7 +210,7 @@ def test_no_dims_and_empty(name: str, dtype: torch.dtype) -> None:
                 check(name, x, *args, **kwargs)
 
 
-# ---- sizes ----------------------------------------------------------------------------------------------------
+# ---- sizes ------------------------------------------------------------------------------------------------
 
 
 def tail_sizes(dtype: torch.dtype) -> list[int]:
@@ -230,12 +221,9 @@ def tail_sizes(dtype: torch.dtype) -> list[int]:
     return sorted({*range(2 * v + 2), *near, *chunk})
 
 
-@by_dtype
-@pytest.mark.parametrize("name", OPS)
+@each(OPS)
 def test_sizes(name: str, dtype: torch.dtype) -> None:
     """Tails of every length: in one loop, from a misaligned start, and through the staging buffer."""
-    if not allowed(name, dtype):
-        pytest.skip("torch refuses it; test_errors checks how")
     for n in tail_sizes(dtype):
         for k, layout in enumerate(["contiguous", "offset", "step"]):
             if n > 2 and (n + k) % 3 == 0:
@@ -264,15 +252,12 @@ def test_rows_around_the_staging_thresholds(name: str) -> None:
             check(name, x, *args, path=move_or(name, "staged"), **kwargs)
 
 
-# ---- special values -------------------------------------------------------------------------------------------
+# ---- special values ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [*FLOATS, *INTS], ids=dtype_name)
-@pytest.mark.parametrize("name", OPS)
+@each(OPS, [*FLOATS, *INTS])
 def test_special_values_at_every_position(name: str, dtype: torch.dtype) -> None:
     """All pairs of special values, rotated through the positions of a vector: the same result at each."""
-    if not allowed(name, dtype):
-        pytest.skip("torch refuses it; test_errors checks how")
     special = special_values(dtype)
     m = len(special)
     left = special.repeat_interleave(m)
@@ -380,7 +365,9 @@ def test_conversions_of_copy(dtype: torch.dtype) -> None:
             values = special_values(source)
             if source == torch.float64:
                 # Between two neighbours of the narrower types, at and beside the tie.
-                ties = [(1 + 2.0**-p) * (1 + s * 2.0**-40) for p in (8, 9, 11, 12, 24, 25) for s in (-1, 0, 1)]
+                ties = [
+                    (1 + 2.0**-p) * (1 + s * 2.0**-40) for p in (8, 9, 11, 12, 24, 25) for s in (-1, 0, 1)
+                ]
                 values = torch.cat([values, torch.tensor(ties, dtype=source)])
         for n, layout in itertools.product((len(values), 67, 600), ("contiguous", "offset", "step")):
             src = values.repeat(n // len(values) + 1)[:n]
@@ -394,13 +381,13 @@ def test_conversions_of_copy(dtype: torch.dtype) -> None:
                 check("copy_", make((n,), dtype, layout, k), src[1], path=path)
 
 
-# ---- type promotion -------------------------------------------------------------------------------------------
+# ---- type promotion ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [*BINARY, "clamp_"])
 @by_dtype
 def test_type_promotion(name: str, dtype: torch.dtype) -> None:
-    """The result, or the type of the error, for every dtype of operand: with dims, with one element, with none."""
+    """The result, or the type of the error, for every dtype of operand: with dims and without."""
     native = 0
     for k, other in enumerate([*DTYPES, torch.uint16, *COMPLEX]):
         values = torch.tensor([1, 3, 2, 5, 1, 4, 2] * 10).to(other)
@@ -441,13 +428,21 @@ def test_wider_operand_rounds_once(name: str, dtype: torch.dtype) -> None:
     check(name, x.clone(), ints % 3000, path="staged")
 
 
-# ---- Python scalars -------------------------------------------------------------------------------------------
+# ---- Python scalars ---------------------------------------------------------------------------------------
 
 NUMBERS: list[Any] = [
     *(0, 1, 2, 3, -1, 5, 127, 128, 200, 255, 256, -128, -129, 32767, 40000, 2**31 - 1, 2**31, 2**53 + 1),
     *(2**62, 2**63 - 1, -(2**63), 2**63, 2**64, 10**30, True, False, 0.0, -0.0, 0.5, 2.5, 1e-8, 0.1, 1 / 3),
     *(65504.0, 65520.0, 1e5, 3.4e38, 3.5e38, 1e300, 1e-310, float("inf"), -float("inf"), float("nan")),
-    *(np.float32(0.1), np.float64(0.1), np.int32(3), np.int64(2), np.bool_(True), np.float16(0.5), np.uint8(7)),
+    *(
+        np.float32(0.1),
+        np.float64(0.1),
+        np.int32(3),
+        np.int64(2),
+        np.bool_(True),
+        np.float16(0.5),
+        np.uint8(7),
+    ),
     *(torch.tensor(2), torch.tensor(0.1), torch.tensor(0.1, dtype=torch.float64), torch.tensor(True)),
     *(torch.tensor(3, dtype=torch.uint8), torch.tensor(0.3, dtype=torch.bfloat16), torch.tensor(1 + 2j)),
     *(1 + 2j, 2 + 0j, "2", None, [1], (2,), object()),
@@ -509,6 +504,10 @@ def test_keywords(dtype: torch.dtype) -> None:
     else:
         data = torch.arange(23).to(dtype)
     t = data.flip(0).contiguous()
+    for where in BACKENDS:
+        with backend(where):
+            assert matches(ie.copy_(data.clone(), src=t), t).all()
+            assert matches(ie.copy_(data.clone(), src=t, non_blocking=True), t).all()
     calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
         ("add_", (), {"other": t, "alpha": 2}),
         ("add_", (t,), {"alpha": 1}),

@@ -32,6 +32,7 @@ struct Function {
   std::string name, doc;
   PyObject* parameter[kMaxParameters] = {}; // interned names
   int parameters = 0, positional = 0;
+  int required = 0;  // those without a default, which come first
   Op op = Op::count; // what a generic binder runs
   Binder binder = nullptr;
   PyObject* delegate = nullptr; // torch's method
@@ -227,7 +228,7 @@ Outcome bind_add(const Function& f, Slots slot) {
     if (other.is_number ? other.number.category == Number::boolean : other.dtype == DType::b8)
       return Outcome::delegate;
   }
-  if (!is_none(slot[2])) {
+  if (slot[2] != nullptr) {
     Number alpha;
     if (!to_number(slot[2], alpha)) return Outcome::delegate;
     if (alpha.category == Number::boolean) return Outcome::delegate;
@@ -362,7 +363,8 @@ Outcome bind_pow(const Function&, Slots slot) {
   }
   const Number& e = exponent.number;
   if (e.category == Number::boolean || e.category > category(x.dtype)) return Outcome::delegate;
-  if (!x.floating() && (e.i < 0 || !fits(e, x.dtype))) return Outcome::delegate;
+  if (!x.floating() && e.i < 0) return Outcome::delegate;
+  if ((!x.floating() || is_reduced_floating(x.dtype)) && !fits(e, x.dtype)) return Outcome::delegate;
   const DType compute = compute_dtype(x.dtype);
   const double value = rounded_to(x.dtype, e.as_double());
   const auto unary = [&](Op op) { return execute(op, *x.tensor, x.dtype, compute, {}, {}); };
@@ -419,7 +421,7 @@ Outcome bind_zero(const Function&, Slots slot) {
 }
 Outcome bind_copy(const Function&, Slots slot) {
   Target x;
-  if (!x.open(slot[0]) || !(is_none(slot[2]) || PyBool_Check(slot[2]))) return Outcome::delegate;
+  if (!x.open(slot[0]) || !(slot[2] == nullptr || PyBool_Check(slot[2]))) return Outcome::delegate;
   Argument source;
   source.kind = Operand::tensor;
   source.tensor = plain_tensor(slot[1]);
@@ -458,7 +460,10 @@ bool parse(const Function& f, PyObject* const* args, Py_ssize_t nargs, PyObject*
     if (at == f.parameters || slot[at] != nullptr) return false;
     slot[at] = args[nargs + k];
   }
-  return slot[0] != nullptr;
+  for (int i = 0; i < f.required; ++i) {
+    if (slot[i] == nullptr) return false;
+  }
+  return true;
 }
 
 // The native path, or Outcome::delegate.
@@ -467,11 +472,6 @@ Outcome run_native(const Function& f, PyObject* const* args, Py_ssize_t nargs, P
   if (f.binder == nullptr || active_kernels == nullptr || !enabled || !no_modes()) return Outcome::delegate;
   PyObject* slot[kMaxParameters] = {};
   if (!parse(f, args, nargs, kwnames, slot)) return Outcome::delegate;
-  // A required operand that is missing is torch's to report.
-  if (f.op != Op::count && kOpInfo[static_cast<int>(f.op)].operands > 0 && slot[1] == nullptr &&
-      f.op != Op::clamp_) {
-    return Outcome::delegate;
-  }
   RECORD_FUNCTION(f.name, c10::ArrayRef<const c10::IValue>{});
   const Outcome outcome = f.binder(f, slot);
   if (outcome == Outcome::done) {
@@ -611,6 +611,7 @@ bool parse_signature(const std::string& signature, Function& f) {
       } else if (!name.empty() && name != "/") {
         if (f.parameters == kMaxParameters) return false;
         f.parameter[f.parameters++] = PyUnicode_InternFromString(name.c_str());
+        if (!in_default && !keyword_only) f.required = f.parameters;
         if (!keyword_only) f.positional = f.parameters;
       }
       name.clear();

@@ -120,6 +120,7 @@ struct Slot {
   int item;      // bytes of an element in memory
   int want_item; // and of one of `want`
   bool used, read;
+  bool reread;    // after the program has written it
   bool linear;    // contiguous over the whole space
   bool constant;  // one element for the whole space
   bool converted; // dtype != want
@@ -164,8 +165,12 @@ class Executor {
     const Program& p = program_;
     for (int t = 0; t < space_.tensors; ++t) {
       const TensorArg& a = space_.tensor[t];
-      slot_[t] = {&a,    a.dtype, item_size(a.dtype), 0, false, false, is_linear(a), is_constant(a),
-                  false, 0,       Kind::direct};
+      slot_[t] = {};
+      slot_[t].arg = &a;
+      slot_[t].want = a.dtype;
+      slot_[t].item = item_size(a.dtype);
+      slot_[t].linear = is_linear(a);
+      slot_[t].constant = is_constant(a);
     }
     const StageTable& stages = kernel_tables().stages[static_cast<int>(p.compute)];
     bool as_operand[kMaxTensors] = {};
@@ -177,26 +182,17 @@ class Executor {
         if (s.code < kOps) as_operand[s.b] = true;
         if (s.code == kStore) {
           written[s.b] = true;
-        } else if (!written[s.b]) {
-          slot_[s.b].read = true;
+        } else {
+          (written[s.b] ? slot_[s.b].reread : slot_[s.b].read) = true;
         }
       }
       if (s.c_kind == Operand::tensor) {
         slot_[s.c].used = as_operand[s.c] = true;
-        if (!written[s.c]) slot_[s.c].read = true;
+        (written[s.c] ? slot_[s.c].reread : slot_[s.c].read) = true;
       }
     }
-    if (single_) {
-      // The loop of the tensor's own dtype if all tensors are of it, else that of the compute type.
-      bool same = compute_dtype(slot_[p.stage[0].b].arg->dtype) == p.compute;
-      for (int t = 0; t < space_.tensors; ++t) {
-        if (slot_[t].used && !slot_[t].constant && slot_[t].arg->dtype != slot_[p.stage[0].b].arg->dtype)
-          same = false;
-      }
-      const DType dtype = same ? slot_[p.stage[0].b].arg->dtype : p.compute;
-      for (int t = 0; t < space_.tensors; ++t) slot_[t].want = dtype;
-      dtype_ = dtype;
-    } else if (!move_) {
+    if (single_ && !choose_loop()) single_ = false; // no plain loop of this type: a chain of one
+    if (!single_ && !move_) {
       for (int t = 0; t < space_.tensors; ++t) {
         const bool direct = !as_operand[t] && stages.load[static_cast<int>(slot_[t].want)] != nullptr;
         if (!direct) slot_[t].want = p.compute;
@@ -274,6 +270,23 @@ class Executor {
     }
   }
 
+  // Decides which loop a single operation runs as; false if there is none.
+  bool choose_loop() {
+    const Program& p = program_;
+    // The loop of the tensor's own dtype if the others are of it as well, else that of the compute type. An
+    // integer beside a 16-bit float is first rounded to that float, as promotion has it.
+    const DType own = slot_[p.stage[0].b].arg->dtype;
+    bool same = compute_dtype(own) == p.compute;
+    for (int t = 0; t < space_.tensors; ++t) {
+      const Slot& s = slot_[t];
+      if (!s.used || s.constant || s.arg->dtype == own) continue;
+      same &= is_reduced_floating(own) && !is_floating(s.arg->dtype);
+    }
+    dtype_ = same ? own : p.compute;
+    for (int t = 0; t < space_.tensors; ++t) slot_[t].want = dtype_;
+    return kernel_tables().loop[p.stage[1].code][static_cast<int>(dtype_)][kTensorOperands] != nullptr;
+  }
+
   bool is_linear(const TensorArg& a) const {
     int64_t expected = item_size(a.dtype);
     for (int d = 0; d < space_.dims; ++d) {
@@ -313,6 +326,10 @@ class Executor {
         out.fn = s.b_kind == Operand::scalar ? table.load_scalar : table.load[memory_dtype()];
       } else if (s.code == kStore) {
         out.fn = table.store[memory_dtype()];
+        if (s.b_kind == Operand::tensor && slot_[s.b].converted && slot_[s.b].reread) {
+          out.fn = table.store_converted;
+          out.kb.i = static_cast<int64_t>(slot_[s.b].arg->dtype);
+        }
       } else if (s.code == kRound) {
         out.fn = table.round[s.b];
       } else {
@@ -615,10 +632,18 @@ class Executor {
     } else if (operand_kind == Operand::tensor) {
       const Slot& s = slot_[index];
       if (s.kind != Kind::splat) return ptr[index];
-      scalar = read_scalar(ptr[index], s.arg->dtype, program_.compute);
+      scalar = read_splat(s, ptr[index]);
       variant |= bit;
     }
     return nullptr;
+  }
+  Scalar read_splat(const Slot& s, const char* p) const {
+    if (is_reduced_floating(s.want) && !is_floating(s.arg->dtype)) {
+      uint16_t rounded;
+      convert(&rounded, s.want, p, s.arg->dtype, 1);
+      return read_scalar(&rounded, s.want, program_.compute);
+    }
+    return read_scalar(p, s.arg->dtype, program_.compute);
   }
   // Whole rows along dim 1 with nothing staged: what compute_single decides is decided once for all of them.
   void single_rows(char* const* base, int64_t rows) const {
@@ -635,8 +660,8 @@ class Executor {
     const bool read_b = s.b_kind == Operand::tensor && (variant & kScalarB);
     const bool read_c = s.c_kind == Operand::tensor && (variant & kScalarC);
     for (int64_t r = 0; r < rows; ++r) {
-      if (read_b) scalar[0] = read_scalar(base[s.b] + r * b_step, slot_[s.b].arg->dtype, program_.compute);
-      if (read_c) scalar[1] = read_scalar(base[s.c] + r * c_step, slot_[s.c].arg->dtype, program_.compute);
+      if (read_b) scalar[0] = read_splat(slot_[s.b], base[s.b] + r * b_step);
+      if (read_c) scalar[1] = read_splat(slot_[s.c], base[s.c] + r * c_step);
       loop(base[x] + r * x_step, b + r * b_step, c + r * c_step, scalar, space_.size[0]);
     }
   }

@@ -10,6 +10,8 @@
 
 namespace inplace_ext {
 
+void convert(void* dst, DType dst_dtype, const void* src, DType src_dtype, int64_t n); // convert.cpp
+
 template <class C>
 constexpr bool is_built(Types types) {
   return types == Types::kNumber || (types == Types::kFloat && std::is_floating_point_v<C>) ||
@@ -183,6 +185,20 @@ void stage_store(IE_STAGE_PARAMS) {
   store<S>(p + 7 * kStep, v7);
   return IE_STAGE_NEXT;
 }
+// Into the buffer of a tensor of another dtype that is read again: what comes back is what that dtype holds.
+// Rare, so by way of memory.
+template <class V>
+void stage_store_converted(IE_STAGE_PARAMS) {
+  using C = typename V::lane;
+  constexpr DType compute = storage_traits<C>::dtype;
+  alignas(64) char raw[kTile<C> * 8];
+  char* p = tile->ptr[ip->b] + tile->offset * ip->b_step;
+  const V v[kTileVectors] = {v0, v1, v2, v3, v4, v5, v6, v7};
+  for (int i = 0; i < kTileVectors; ++i) v[i].store(p + i * kVectorBytes);
+  convert(raw, static_cast<DType>(ip->kb.i), p, compute, kTile<C>);
+  convert(p, compute, raw, static_cast<DType>(ip->kb.i), kTile<C>);
+  return IE_STAGE_NEXT;
+}
 // Through the bits of storage type S and back, in registers.
 template <class S, class V>
 IE_INLINE V rounded(V v) {
@@ -250,7 +266,7 @@ void stage_long_op(IE_STAGE_PARAMS) {
 struct StageTable {
   AnyFn op[kOps][kLoopVariants];
   AnyFn load[kDTypes], store[kDTypes], round[kDTypes];
-  AnyFn load_scalar, end;
+  AnyFn load_scalar, store_converted, end;
   void (*run_tiles)(const Linked*, Tile*, int64_t tiles);
   int tile;
 };
@@ -325,6 +341,7 @@ void add_stages(StageTable& table) {
     add_rounding_stage<bfloat16_t, C>(table);
   }
   table.load_scalar = reinterpret_cast<AnyFn>(static_cast<StageFn<V>>(stage_load_scalar<V>));
+  table.store_converted = reinterpret_cast<AnyFn>(static_cast<StageFn<V>>(stage_store_converted<V>));
   table.end = reinterpret_cast<AnyFn>(static_cast<StageFn<V>>(stage_end<V>));
   table.run_tiles = run_tiles<C>;
   table.tile = kTile<C>;
@@ -332,7 +349,6 @@ void add_stages(StageTable& table) {
 
 // ---- moves (convert.cpp) ----------------------------------------------------------------------------------
 
-void convert(void* dst, DType dst_dtype, const void* src, DType src_dtype, int64_t n);
 void fill(void* x, DType dtype, Scalar value, int64_t n);
 // Fills with the element at `value`, converted.
 void splat(void* x, DType dtype, const void* value, DType value_dtype, int64_t n);
