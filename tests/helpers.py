@@ -68,6 +68,17 @@ def backend(name: str) -> Iterator[str]:
             module.use_capability(previous)
 
 
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """torch.set_num_threads() for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def expect_path(suffix: str, where: object = "") -> None:
     """The last call took this path of the active backend: "loop", "staged", ..., or "torch"."""
     wanted = "torch" if "torch" in (suffix, _active) else f"{_active}:{suffix}"

@@ -23,6 +23,7 @@ from helpers import (
     matches,
     same_bits,
     special_values,
+    threads,
     ulp_distance,
 )
 
@@ -30,6 +31,13 @@ import inplace_ext as ie
 
 mpmath.mp.prec = 200
 pytestmark = pytest.mark.skipif(not CAPABILITIES, reason="torch's accuracy is torch's")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Thousands of small calls wait for a pool of threads longer than they compute."""
+    with threads(1):
+        yield
 
 
 @pytest.fixture(autouse=True, params=CAPABILITIES)

@@ -39,12 +39,20 @@ from helpers import (
     same_bits,
     scalar_args,
     storage_bytes,
+    threads,
 )
 
 import inplace_ext as ie
 from inplace_ext import testing
 
 needs_native = pytest.mark.skipif(not CAPABILITIES, reason="no compiled module")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Thousands of small calls wait for a pool of threads longer than they compute."""
+    with threads(1):
+        yield
 
 
 @pytest.fixture(params=BACKENDS)
@@ -57,13 +65,6 @@ def any_backend(request: pytest.FixtureRequest) -> Iterator[str]:
 def capability(request: pytest.FixtureRequest) -> Iterator[str]:
     with backend(request.param) as name:
         yield name
-
-
-@pytest.fixture
-def threads() -> Iterator[Callable[[int], None]]:
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
 
 
 # ---- the object -------------------------------------------------------------------------------------------
@@ -134,9 +135,7 @@ def test_references_are_not_leaked(any_backend: str) -> None:
 
 
 @pytest.mark.parametrize("name", OPS)
-def test_thread_count_does_not_change_the_result(
-    capability: str, name: str, threads: Callable[[int], None]
-) -> None:
+def test_thread_count_does_not_change_the_result(capability: str, name: str) -> None:
     """Sizes above the grain, which end inside a vector, in one loop, by rows and in blocks."""
     n = 3 * 32768 + 17
     for dtype in (torch.float32, torch.bfloat16):
@@ -150,10 +149,10 @@ def test_thread_count_does_not_change_the_result(
         for k, case in enumerate(cases):
             results = []
             for count in (1, 2):
-                threads(count)
                 x = case()
                 args, kwargs = default_args(name, x, 1, ["offset", "rows", "contiguous", "contiguous"][k])
-                getattr(ie, name)(x, *args, **kwargs)
+                with threads(count):
+                    getattr(ie, name)(x, *args, **kwargs)
                 results.append(x.clone())
                 assert testing.last_path() != "torch"
             assert matches(results[0], results[1]).all(), (dtype, k)
@@ -388,8 +387,7 @@ def test_views_of_another_dtype(any_backend: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["loop", "staged"])
-def test_gil_is_released_around_a_kernel(capability: str, kind: str, threads: Callable[[int], None]) -> None:
-    threads(1)
+def test_gil_is_released_around_a_kernel(capability: str, kind: str) -> None:
     x = torch.full((3_000_000,), 1.0001) if kind == "loop" else torch.full((6_000_000,), 1.0001)[::2]
     y = torch.full((3_000_000,), 1.0001)
     running = threading.Event()

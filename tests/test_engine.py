@@ -29,6 +29,7 @@ from helpers import (
     same_bits,
     special_values,
     storage_bytes,
+    threads,
 )
 
 import inplace_ext as ie
@@ -48,6 +49,13 @@ COMPUTE = {
 ROUND = {"f32": torch.float32, "f64": torch.float64, "f16": torch.float16, "bf16": torch.bfloat16}
 Stages = list[tuple[Any, Any, Any]]
 LIMITS = _native.module.build_info()["program_limits"] if _native.module else {}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Thousands of small calls wait for a pool of threads longer than they compute."""
+    with threads(1):
+        yield
 
 
 @pytest.fixture(autouse=True, params=CAPABILITIES)
@@ -543,22 +551,18 @@ def test_layout_does_not_change_a_program(compute: str) -> None:
 
 
 def test_thread_count_does_not_change_a_program() -> None:
-    threads = torch.get_num_threads()
-    try:
-        for shape, layouts in (
-            ((3, 40000), ("contiguous",) * 3),
-            ((301, 333), ("rows", "transposed", "step")),
-        ):
-            results = []
-            for count in (1, 2, 3):
-                torch.set_num_threads(count)
-                tensors = [make(shape, torch.float32, layout, k) for k, layout in enumerate(layouts)]
+    for shape, layouts in (
+        ((3, 40000), ("contiguous",) * 3),
+        ((301, 333), ("rows", "transposed", "step")),
+    ):
+        results = []
+        for count in (1, 2, 3):
+            tensors = [make(shape, torch.float32, layout, k) for k, layout in enumerate(layouts)]
+            with threads(count):
                 run("f32", NORMALIZE, tensors, [-1.0, 1.0])
-                expect_path("program")
-                results.append(bits(tensors[0]).clone())
-            assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
-    finally:
-        torch.set_num_threads(threads)
+            expect_path("program")
+            results.append(bits(tensors[0]).clone())
+        assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
 
 
 # ---- limits and refusals ----------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from helpers import (
     make_data,
     matches,
     same_bits,
+    threads,
     without,
 )
 from hypothesis import HealthCheck, assume, given, settings
@@ -29,6 +31,14 @@ from hypothesis import strategies as st
 
 import inplace_ext as ie
 from inplace_ext import testing
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Thousands of small calls wait for a pool of threads longer than they compute."""
+    with threads(1):
+        yield
+
 
 common = settings(
     derandomize=True, deadline=None, max_examples=250, database=None, suppress_health_check=list(HealthCheck)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ from helpers import (
     operand_data,
     scalar_args,
     special_values,
+    threads,
     without,
 )
 from torch.testing._internal.common_methods_invocations import op_db
@@ -46,6 +48,13 @@ import inplace_ext as ie
 from inplace_ext import testing
 
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Thousands of small calls wait for a pool of threads longer than they compute."""
+    with threads(1):
+        yield
 
 
 def move_or(name: str, path: str) -> str:
@@ -577,4 +586,5 @@ def test_random_calls() -> None:
         suffix = testing.last_path().rpartition(":")[2]
         paths[suffix] = paths.get(suffix, 0) + 1
     if CAPABILITIES:
-        assert all(paths.get(p, 0) > 10 for p in ("loop", "staged", "blocked", "move", "torch")), paths
+        least = {"loop": 50, "staged": 50, "move": 50, "torch": 50, "blocked": 3}
+        assert all(paths.get(p, 0) >= n for p, n in least.items()), paths

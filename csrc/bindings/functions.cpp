@@ -238,6 +238,13 @@ Outcome bind_add(const Function& f, Slots slot) {
       if (common != x.dtype && alpha.category == Number::floating && !is_floating(common))
         return Outcome::delegate;
       if (!fits(alpha, common)) return Outcome::delegate;
+      // Torch subtracts by adding with -alpha, which must fit as well.
+      Number negated = alpha;
+      if (subtract && alpha.category == Number::integer && common != DType::u8) {
+        if (alpha.i == INT64_MIN) return Outcome::delegate;
+        negated.i = -alpha.i;
+        if (!fits(negated, common)) return Outcome::delegate;
+      }
       const DType compute = compute_dtype(common);
       Scalar scale = to_scalar(alpha, compute);
       Argument b = to_argument(other, compute);

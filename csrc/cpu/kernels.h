@@ -335,7 +335,7 @@ void add_stages(StageTable& table) {
     add_memory_stages<bfloat16_t, float>(table);
   }
   if constexpr (std::is_floating_point_v<C>) {
-    add_rounding_stage<C, C>(table);
+    add_rounding_stage<double, C>(table);
     add_rounding_stage<float, C>(table);
     add_rounding_stage<half_t, C>(table);
     add_rounding_stage<bfloat16_t, C>(table);
