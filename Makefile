@@ -12,7 +12,7 @@ CXX_TREE    := $(shell find csrc)
 CXX_FILES    = $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv build demo test lint format sanitize wheel bench clean distclean
+.PHONY: help venv build demo test lint format sanitize wheel bench ulp clean distclean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  %-10s %s\n' "$$name" "$$text"; done
@@ -41,6 +41,7 @@ lint: venv  ## check style, types, formatting and generated files
 	$(BIN)/mypy inplace_ext
 	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
 	$(PY) tools/generate.py --check
+	$(PY) tools/make_math_tables.py --check
 
 format: venv  ## rewrite the sources in the style that lint checks
 	$(BIN)/ruff check --fix .
@@ -66,6 +67,9 @@ wheel: venv  ## build a wheel of this platform and an sdist into dist/
 
 bench: build  ## print the table of benchmarks
 	$(PY) benchmarks/ops.py
+
+ulp: venv  ## measure the maximum errors of the vector math, in minutes
+	$(PY) tools/measure_ulp.py
 
 clean:  ## remove what was built
 	rm -rf build dist *.egg-info inplace_ext/*.so inplace_ext/_pure_python.txt
