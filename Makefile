@@ -47,6 +47,7 @@ format: venv  ## rewrite the sources in the style that lint checks
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
+	$(PY) tools/generate.py
 
 # The sanitized package lies in a tree of its own, ahead of the editable install on the path. Python
 # itself is not instrumented: the runtimes are loaded before it, with libstdc++ so that they find
