@@ -62,7 +62,7 @@ int cost_of(const Program& program) {
 template <class F>
 void parallel(int64_t n, int cost, const F& f) {
   if (n * cost <= kKeepGil) {
-    f(0, n);
+    if (n > 0) f(0, n); // an empty tensor may have no memory to point to
     return;
   }
   PyThreadState* state = PyEval_SaveThread();
