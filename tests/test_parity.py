@@ -205,6 +205,25 @@ def test_broadcast_operand(name: str, dtype: torch.dtype) -> None:
         check(name, x, *(o.expand(shape) for o in operands), **kwargs)
 
 
+@pytest.mark.parametrize("name", ["mul_", "add_", "clamp_", "copy_"])
+def test_operand_that_repeats_along_short_rows(name: str) -> None:
+    """Periods around those that are kept in a buffer, over several chunks, from any start."""
+    pairs = [(torch.float32, torch.float32), (torch.float16, torch.float32), (torch.int32, torch.int8)]
+    count = 1 + (name == "clamp_")
+    for seed, period in enumerate([1, 2, 3, 5, 7, 16, 31, 33, 63, 64, 65, 100, 255, 256, 257, 511, 512, 513]):
+        dtype, other = pairs[seed % 3]
+        for rows in (3, 1 + 1700 // period):
+            x = make((rows, period), dtype, ["contiguous", "offset", "rows"][seed % 3], seed)
+            args = [operand_data(name, (period,), other, seed + k, "step") for k in range(count)]
+            check(name, x, *args, path=move_or(name, "staged") if rows > 1 and period > 1 else None)
+    # Threads begin in the middle of a row.
+    for period in (3, 7, 65, 100):
+        x = make((100_003 // period, period), torch.float32, "contiguous", period)
+        args = [make((period,), torch.float32, "contiguous", k) for k in range(count)]
+        with threads(2):
+            check(name, x, *args, path=move_or(name, "staged"))
+
+
 @each(OPS)
 def test_no_dims_and_empty(name: str, dtype: torch.dtype) -> None:
     for shape in [(), (0,), (1,), (3, 0, 2), (0, 5), (1, 1)]:
