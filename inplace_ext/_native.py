@@ -42,7 +42,10 @@ def _load() -> tuple[ModuleType | None, str | None]:
     reason = "no kernel library is beside the compiled module"
     for name in supported_capabilities():
         try:
-            _C.use_capability(_C.load_kernels(str(library(name))))
+            _C.load_kernels(str(library(name)))
+            if name == "avx512" and library("avx2").exists():
+                _C.load_kernels(str(library("avx2")))  # which serves what is bound by memory
+            _C.use_capability(name)
             return _C, None
         except RuntimeError as error:
             reason = str(error)

@@ -11,7 +11,10 @@ from inplace_ext import _native
 def last_path() -> str:
     """The path of the last call on this thread: ``"avx2:loop"``, or ``"torch"`` where torch did the work.
 
-    The part before the colon is the instruction set, the one after it the kind of kernel.
+    The part before the colon is the instruction set, the one after it the kind of kernel: ``loop`` over
+    contiguous tensors, ``streaming`` over several that no cache holds (AVX2 code under AVX-512), ``staged``
+    through buffers, ``blocked`` for a transposed tensor, ``program`` for a chain, ``move`` for fills and
+    copies.
     """
     return "torch" if _native.module is None else str(_native.module.last_path())
 

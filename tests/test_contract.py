@@ -351,6 +351,11 @@ def test_interleaved_views_are_native(capability: str) -> None:
         memory = x.clone().view(200, 10)
         check(name, memory[:, :5], memory[:, 5:], path="move" if name == "copy_" else None)
         check(name, memory[::2], memory[1::2], path="move" if name == "copy_" else None)
+    # So large that an operand which shared an element would be refused.
+    memory = make_data(2 * 600_000, torch.float32, 1, specials=0).view(1000, 1200)
+    want = memory[:, ::2] * memory[:, 1::2]
+    assert same_bits(ie.mul_(memory[:, ::2], memory[:, 1::2]), want)
+    expect_path("staged")
 
 
 @needs_native

@@ -210,7 +210,10 @@ def test_integer_division_by_zero(any_backend: str, dtype: torch.dtype, mode: st
     wide = make_data(40, torch.int64, 3).clamp(1, 5).view(4, 10)
     wide[3, 9] = 0
     x = torch.ones(4, 10, dtype=dtype)
-    for divisor in (wide, wide.t().contiguous().t(), wide.repeat_interleave(2, 1)[:, ::2]):
+    rows = make((4, 10), torch.int64, "rows", data=wide)
+    outer = torch.stack([torch.ones_like(wide), wide], 2).transpose(0, 1)[..., 1].t()
+    for divisor in (wide, wide.t().contiguous().t(), wide.repeat_interleave(2, 1)[:, ::2], rows, outer):
+        assert divisor[3, 9] == 0
         with pytest.raises(RuntimeError):
             ie.div_(x, divisor, rounding_mode=mode)
         assert bool((x == 1).all())

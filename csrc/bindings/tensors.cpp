@@ -18,6 +18,7 @@
 namespace inplace_ext {
 
 const CpuKernels* active_kernels = nullptr;
+const CpuKernels* streaming_kernels = nullptr;
 thread_local LastPath last_path;
 
 namespace {
@@ -26,6 +27,8 @@ namespace {
 constexpr int64_t kGrain = 32768;
 // Work below this many element-costs is over before another thread could take the GIL.
 constexpr int64_t kKeepGil = 8192;
+// Bytes of all tensors together from which a cheap loop over several of them is left to streaming_kernels.
+constexpr int64_t kStreamingBytes = 4 << 20;
 // An operand that shares memory with the tensor is copied first if it is no larger than this.
 constexpr int64_t kOperandBuffer = 1 << 20;
 
@@ -294,11 +297,15 @@ Outcome execute(Op op, const at::Tensor& x, DType x_dtype, DType compute, Argume
     }
   }
   if (flat) {
-    const LoopFn loop = kernels.loop[static_cast<int>(op)][static_cast<int>(x_dtype)][variant];
+    const int cost = kOpInfo[static_cast<int>(op)].cost;
+    const int tensors = 1 + (pointer[0] != nullptr) + (pointer[1] != nullptr);
+    const bool streaming = tensors > 1 && cost == 1 && tensors * n * item >= kStreamingBytes &&
+                           streaming_kernels != active_kernels;
+    const LoopFn loop = (streaming ? *streaming_kernels : kernels)
+                            .loop[static_cast<int>(op)][static_cast<int>(x_dtype)][variant];
     if (loop == nullptr) return Outcome::delegate;
     const char* pb = static_cast<const char*>(pointer[0]);
     const char* pc = static_cast<const char*>(pointer[1]);
-    const int cost = kOpInfo[static_cast<int>(op)].cost;
     if (n * cost <= kKeepGil) {
       loop(data, pb, pc, scalar, n);
     } else {
@@ -307,7 +314,7 @@ Outcome execute(Op op, const at::Tensor& x, DType x_dtype, DType compute, Argume
         loop(data + offset, pb ? pb + offset : nullptr, pc ? pc + offset : nullptr, scalar, end - begin);
       });
     }
-    last_path = {Taken::native, Path::loop};
+    last_path = {Taken::native, streaming ? Path::streaming : Path::loop};
     return Outcome::done;
   }
 

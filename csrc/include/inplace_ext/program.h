@@ -65,7 +65,7 @@ struct Space {
 };
 
 // Which way an execution went; tests ask for it.
-enum class Path : uint8_t { loop, staged, blocked, program, move };
+enum class Path : uint8_t { loop, staged, blocked, program, move, streaming };
 
 // One operation over contiguous arrays of its dtype: x[i] = op(x[i], b[i] or scalar[0], c[i] or scalar[1]).
 using LoopFn = void (*)(void* x, const void* b, const void* c, const Scalar* scalar, int64_t n);
