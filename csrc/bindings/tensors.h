@@ -11,7 +11,8 @@ namespace inplace_ext {
 
 // Kernels in use, or null where none is loaded (everything delegates then).
 extern const CpuKernels* active_kernels;
-// Kernels for cheap loops over several tensors that no cache holds; the active ones where there are no better.
+// Kernels for cheap loops over several tensors that no cache holds; the active ones where there are no
+// better.
 extern const CpuKernels* streaming_kernels;
 
 // Which path the last call on this thread took.
