@@ -137,27 +137,27 @@ bool make_space(Space& space, const at::Tensor* const* tensors, const DType* dty
   return true;
 }
 
-// Makes the operand safe to read while x is written. Its elements may lie at the same places as those of x,
-// or nowhere in x; else it is copied first if it is small, and refused if not: a copy would cost what an
-// in-place operation is there to save.
-enum class Shared { no, copied, refused };
-Shared separate(const at::Tensor& x, DType x_dtype, const at::Tensor& operand, DType dtype,
-                at::Tensor& copy) {
-  if (!may_share(x, item_size(x_dtype), operand, item_size(dtype))) return Shared::no;
-  if (operand.numel() * item_size(dtype) > kOperandBuffer) return Shared::refused;
-  copy = operand.clone();
-  return Shared::copied;
-}
-
-Outcome overlap_error(const at::Tensor& x, const at::Tensor& operand) {
-  // Torch has an error of its own for the simple cases; only what it would compute wrongly is refused here.
+// Finds out whether the operand can be read while x is written, and as what. Its elements may lie at the same
+// places as those of x, or nowhere in x; else it is copied first if it is small, and refused if not: a copy
+// would cost what an in-place operation is there to save.
+Outcome take_operand(const at::Tensor& x, DType x_dtype, const at::Tensor& operand, DType& dtype,
+                     at::Tensor& copy, const at::Tensor*& out) {
+  if (!to_dtype(operand.scalar_type(), dtype) || !broadcasts_to(operand, x)) return Outcome::delegate;
+  out = &operand;
+  if (!may_share(x, item_size(x_dtype), operand, item_size(dtype))) return Outcome::done;
+  // Torch has an error of its own for the simple cases; what it would compute wrongly is seen to here.
   if (at::get_overlap_status(x, operand) == at::MemOverlapStatus::Partial) return Outcome::delegate;
-  PyErr_Format(
-      PyExc_RuntimeError,
-      "unsupported operation: an operand shares memory with input, at other positions, and is too large to "
-      "buffer (%lld elements). Pass operand.clone().",
-      static_cast<long long>(operand.numel()));
-  return Outcome::error;
+  if (operand.numel() * item_size(dtype) > kOperandBuffer) {
+    PyErr_Format(
+        PyExc_RuntimeError,
+        "unsupported operation: an operand shares memory with input, at other positions, and is too large "
+        "to buffer (%lld elements). Pass operand.clone().",
+        static_cast<long long>(operand.numel()));
+    return Outcome::error;
+  }
+  copy = operand.clone();
+  out = &copy;
+  return Outcome::done;
 }
 
 void run_space(const Program& program, const Space& space) {
@@ -333,17 +333,8 @@ Outcome execute(Op op, const at::Tensor& x, DType x_dtype, DType compute, Argume
     Argument& a = *arguments[i];
     program.scalar[i] = a.scalar;
     if (a.kind != Operand::tensor) continue;
-    if (!to_dtype(a.tensor->scalar_type(), dtypes[count]) || !broadcasts_to(*a.tensor, x))
-      return Outcome::delegate;
-    tensors[count] = a.tensor;
-    if (n > 0) {
-      const Shared shared = separate(x, x_dtype, *a.tensor, dtypes[count], copies[i]);
-      if (shared == Shared::refused) return overlap_error(x, *a.tensor);
-      if (shared == Shared::copied) {
-        if (at::get_overlap_status(x, *a.tensor) == at::MemOverlapStatus::Partial) return Outcome::delegate;
-        tensors[count] = &copies[i];
-      }
-    }
+    const Outcome taken = take_operand(x, x_dtype, *a.tensor, dtypes[count], copies[i], tensors[count]);
+    if (taken != Outcome::done) return taken;
     (i == 0 ? program.stage[1].b : program.stage[1].c) = static_cast<uint8_t>(count);
     ++count;
   }
@@ -395,18 +386,8 @@ Outcome execute_move(const at::Tensor& x, DType x_dtype, Argument source) {
   at::Tensor copy;
   int count = 1;
   if (source.kind == Operand::tensor) {
-    if (!to_dtype(source.tensor->scalar_type(), dtypes[1]) || !broadcasts_to(*source.tensor, x)) {
-      return Outcome::delegate;
-    }
-    if (n > 0) {
-      const Shared shared = separate(x, x_dtype, *source.tensor, dtypes[1], copy);
-      if (shared == Shared::refused) return overlap_error(x, *source.tensor);
-      if (shared == Shared::copied) {
-        if (at::get_overlap_status(x, *source.tensor) == at::MemOverlapStatus::Partial)
-          return Outcome::delegate;
-        tensors[1] = &copy;
-      }
-    }
+    const Outcome taken = take_operand(x, x_dtype, *source.tensor, dtypes[1], copy, tensors[1]);
+    if (taken != Outcome::done) return taken;
     count = 2;
   }
   return run_on(program, tensors, dtypes, mutated, count, x);

@@ -222,7 +222,7 @@ void stage_round(IE_STAGE_PARAMS) {
   return IE_STAGE_NEXT;
 }
 
-template <class Functor, int Operands, bool ScalarB, bool ScalarC, class V>
+template <class Functor, int Operands, int Cost, bool ScalarB, bool ScalarC, class V>
 void stage_op(IE_STAGE_PARAMS) {
   using C = typename V::lane;
   const char* pb = nullptr;
@@ -237,31 +237,17 @@ void stage_op(IE_STAGE_PARAMS) {
     if constexpr (Operands >= 2 && !ScalarC) vc = V::load(pc + i * kVectorBytes);
     return apply<Functor, Operands>(a, vb, vc);
   };
-  v0 = step(v0, 0), v1 = step(v1, 1), v2 = step(v2, 2), v3 = step(v3, 3);
-  v4 = step(v4, 4), v5 = step(v5, 5), v6 = step(v6, 6), v7 = step(v7, 7);
-  return IE_STAGE_NEXT;
-}
-// A long functor is called for one vector at a time from memory instead: eight inlined copies would spill.
-template <class Functor, int Operands, bool ScalarB, bool ScalarC, class V>
-void stage_long_op(IE_STAGE_PARAMS) {
-  using C = typename V::lane;
-  const char* pb = nullptr;
-  const char* pc = nullptr;
-  V vb(C(0)), vc(C(0));
-  if constexpr (Operands >= 1 && ScalarB) vb = V(scalar_as<C>(ip->kb));
-  if constexpr (Operands >= 2 && ScalarC) vc = V(scalar_as<C>(ip->kc));
-  if constexpr (Operands >= 1 && !ScalarB) pb = tile->ptr[ip->b] + tile->offset * ip->b_step;
-  if constexpr (Operands >= 2 && !ScalarC) pc = tile->ptr[ip->c] + tile->offset * ip->c_step;
-  V v[kTileVectors] = {v0, v1, v2, v3, v4, v5, v6, v7};
-  for (int i = 0; i < kTileVectors; ++i) {
-    if constexpr (Operands >= 1 && !ScalarB) vb = V::load(pb + i * kVectorBytes);
-    if constexpr (Operands >= 2 && !ScalarC) vc = V::load(pc + i * kVectorBytes);
-    v[i] = apply<Functor, Operands>(v[i], vb, vc);
+  if constexpr (Cost <= 2) {
+    v0 = step(v0, 0), v1 = step(v1, 1), v2 = step(v2, 2), v3 = step(v3, 3);
+    v4 = step(v4, 4), v5 = step(v5, 5), v6 = step(v6, 6), v7 = step(v7, 7);
+  } else {
+    // One vector at a time from memory: eight inlined copies of a long functor would spill.
+    V v[kTileVectors] = {v0, v1, v2, v3, v4, v5, v6, v7};
+    for (int i = 0; i < kTileVectors; ++i) v[i] = step(v[i], i);
+    v0 = v[0], v1 = v[1], v2 = v[2], v3 = v[3], v4 = v[4], v5 = v[5], v6 = v[6], v7 = v[7];
   }
-  v0 = v[0], v1 = v[1], v2 = v[2], v3 = v[3], v4 = v[4], v5 = v[5], v6 = v[6], v7 = v[7];
   return IE_STAGE_NEXT;
 }
-
 // The stages of one compute type. Loads, stores and rounding are indexed by the storage dtype.
 struct StageTable {
   AnyFn op[kOps][kLoopVariants];
@@ -289,20 +275,11 @@ void add_stage(StageTable& table, Op op) {
     const auto put = [&](int variant, auto fn) {
       f[variant] = reinterpret_cast<AnyFn>(static_cast<StageFn<V>>(fn));
     };
-    if constexpr (Cost <= 2) {
-      put(kTensorOperands, stage_op<Functor, Operands, false, false, V>);
-      if constexpr (Operands >= 1) put(kScalarB, stage_op<Functor, Operands, true, false, V>);
-      if constexpr (Operands >= 2) {
-        put(kScalarC, stage_op<Functor, Operands, false, true, V>);
-        put(kScalarB | kScalarC, stage_op<Functor, Operands, true, true, V>);
-      }
-    } else {
-      put(kTensorOperands, stage_long_op<Functor, Operands, false, false, V>);
-      if constexpr (Operands >= 1) put(kScalarB, stage_long_op<Functor, Operands, true, false, V>);
-      if constexpr (Operands >= 2) {
-        put(kScalarC, stage_long_op<Functor, Operands, false, true, V>);
-        put(kScalarB | kScalarC, stage_long_op<Functor, Operands, true, true, V>);
-      }
+    put(kTensorOperands, stage_op<Functor, Operands, Cost, false, false, V>);
+    if constexpr (Operands >= 1) put(kScalarB, stage_op<Functor, Operands, Cost, true, false, V>);
+    if constexpr (Operands >= 2) {
+      put(kScalarC, stage_op<Functor, Operands, Cost, false, true, V>);
+      put(kScalarB | kScalarC, stage_op<Functor, Operands, Cost, true, true, V>);
     }
   }
 }
