@@ -607,3 +607,19 @@ def test_random_calls() -> None:
     if CAPABILITIES:
         least = {"loop": 50, "staged": 50, "move": 50, "torch": 50, "blocked": 3}
         assert all(paths.get(p, 0) >= n for p, n in least.items()), paths
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=dtype_name)
+def test_negation_flips_the_sign_of_every_nan(dtype: torch.dtype) -> None:
+    """In the body and in the tail of the loop, and through a buffer."""
+    for capability in CAPABILITIES:
+        with testing.use_capability(capability):
+            for n in (1, 31, 67, 300):
+                for x in (
+                    torch.full((n,), torch.nan, dtype=dtype),
+                    torch.full((2 * n,), torch.nan, dtype=dtype)[::2],
+                ):
+                    signs = x.signbit()
+                    ie.neg_(x)
+                    assert testing.last_path().startswith(capability)
+                    assert bool((x.signbit() != signs).all()) and bool(x.isnan().all())

@@ -39,9 +39,20 @@ IE_INLINE V apply(V a, V b, V c) {
 
 // ---- plain loops ------------------------------------------------------------------------------------------
 
-// Functors that only touch the sign work on the bits of 16-bit floats as they are.
+// Functors that only touch the sign work on the bits of 16-bit floats as they are: body and tail alike, since
+// a conversion would drop the sign of a NaN.
 template <class Functor, class S>
 constexpr bool works_on_bits_v = is_half_v<S> && requires(Bits16 h) { Functor::apply_bits(h); };
+
+template <class Functor>
+void loop_on_bits(char* x, int64_t n) {
+  constexpr int kElements = Bits16::N;
+  for (; n >= kElements; n -= kElements, x += kVectorBytes) Functor::apply_bits(Bits16::load(x)).store(x);
+  if (n > 0) {
+    const int bytes = static_cast<int>(n) * 2;
+    store_bytes(x, Functor::apply_bits(Bits16(load_bytes<Bits16::raw>(x, bytes))).v, bytes);
+  }
+}
 
 template <class Functor, class S, int Operands, int Cost, bool ScalarB, bool ScalarC>
 void loop(void* x_, const void* b_, const void* c_, const Scalar* scalar, int64_t n) {
@@ -54,6 +65,7 @@ void loop(void* x_, const void* b_, const void* c_, const Scalar* scalar, int64_
   constexpr int kUnroll = Cost <= 2 ? 4 / G::kVectors : 1;
   constexpr int64_t kStep = kVectorBytes;
   char* x = static_cast<char*>(x_);
+  if constexpr (works_on_bits_v<Functor, S>) return loop_on_bits<Functor>(x, n);
   const char* b = static_cast<const char*>(b_);
   const char* c = static_cast<const char*>(c_);
   G gb, gc;
@@ -70,19 +82,15 @@ void loop(void* x_, const void* b_, const void* c_, const Scalar* scalar, int64_
   };
 
   for (; n >= kUnroll * G::kElements; n -= kUnroll * G::kElements) {
-    if constexpr (works_on_bits_v<Functor, S>) {
-      for (int i = 0; i < kUnroll; ++i) Functor::apply_bits(Bits16::load(x + i * kStep)).store(x + i * kStep);
-    } else {
-      G g[kUnroll];
+    G g[kUnroll];
 #pragma GCC unroll 4
-      for (int i = 0; i < kUnroll; ++i) {
-        if constexpr (kReadB) gb = load_group<S>(b + i * kStep);
-        if constexpr (kReadC) gc = load_group<S>(c + i * kStep);
-        g[i] = step(load_group<S>(x + i * kStep));
-      }
-#pragma GCC unroll 4
-      for (int i = 0; i < kUnroll; ++i) store_group<S>(x + i * kStep, g[i]);
+    for (int i = 0; i < kUnroll; ++i) {
+      if constexpr (kReadB) gb = load_group<S>(b + i * kStep);
+      if constexpr (kReadC) gc = load_group<S>(c + i * kStep);
+      g[i] = step(load_group<S>(x + i * kStep));
     }
+#pragma GCC unroll 4
+    for (int i = 0; i < kUnroll; ++i) store_group<S>(x + i * kStep, g[i]);
     x += kUnroll * kStep;
     if constexpr (kReadB) b += kUnroll * kStep;
     if constexpr (kReadC) c += kUnroll * kStep;
