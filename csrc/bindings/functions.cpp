@@ -172,6 +172,12 @@ Argument to_argument(const Source& s, DType compute) {
   }
   return a;
 }
+// The same with a number rounded to the promoted dtype, where that is narrower than the compute type.
+Argument to_rounded_argument(const Source& s, DType compute, DType common) {
+  Argument a = to_argument(s, compute);
+  if (s.is_number && is_reduced_floating(common)) a.scalar.d = rounded_to(common, a.scalar.d);
+  return a;
+}
 Argument scalar_argument(Scalar s) {
   Argument a;
   a.kind = Operand::scalar;
@@ -189,8 +195,9 @@ bool is_none(PyObject* object) {
 Outcome bind_unary(const Function& f, Slots slot) {
   Target x;
   if (!x.open(slot[0]) || x.dtype == DType::b8) return Outcome::delegate;
-  if (kOpInfo[static_cast<int>(f.op)].types == Types::kFloat && !x.floating()) return Outcome::delegate;
-  return execute(f.op, *x.tensor, x.dtype, compute_dtype(x.dtype), {}, {});
+  const DType compute = compute_dtype(x.dtype);
+  if (!has_form(kOpInfo[static_cast<int>(f.op)].types, compute)) return Outcome::delegate;
+  return execute(f.op, *x.tensor, x.dtype, compute, {}, {});
 }
 
 // x = op(x, other), with + and * of bool tensors turned into what they mean there.
@@ -203,9 +210,7 @@ Outcome run_binary(Op op, const Target& x, const Source& other, Op bool_op = Op:
     if (bool_op == Op::count) return Outcome::delegate;
     op = bool_op;
   }
-  Argument b = to_argument(other, compute);
-  if (round_scalar && b.kind == Operand::scalar && is_reduced_floating(x.dtype))
-    b.scalar.d = rounded_to(x.dtype, b.scalar.d);
+  const Argument b = round_scalar ? to_rounded_argument(other, compute, common) : to_argument(other, compute);
   return execute(op, *x.tensor, x.dtype, compute, b, {});
 }
 
@@ -235,8 +240,6 @@ Outcome bind_add(const Function& f, Slots slot) {
     if (alpha.as_double() != 1.0) {
       DType common = x.dtype;
       if (x.dtype == DType::b8 || !promote(x, other, common)) return Outcome::delegate;
-      if (common != x.dtype && alpha.category == Number::floating && !is_floating(common))
-        return Outcome::delegate;
       if (!fits(alpha, common)) return Outcome::delegate;
       // Torch subtracts by adding with -alpha, which must fit as well.
       Number negated = alpha;
@@ -247,12 +250,9 @@ Outcome bind_add(const Function& f, Slots slot) {
       }
       const DType compute = compute_dtype(common);
       Scalar scale = to_scalar(alpha, compute);
-      Argument b = to_argument(other, compute);
+      const Argument b = to_rounded_argument(other, compute, common);
       if (is_floating(compute)) {
-        if (is_reduced_floating(common)) {
-          scale.d = rounded_to(common, scale.d);
-          if (b.kind == Operand::scalar) b.scalar.d = rounded_to(common, b.scalar.d);
-        }
+        if (is_reduced_floating(common)) scale.d = rounded_to(common, scale.d);
         if (subtract) scale.d = -scale.d;
       } else if (subtract) {
         scale.i = static_cast<int64_t>(-static_cast<uint64_t>(scale.i));
@@ -482,7 +482,7 @@ Outcome run_native(const Function& f, PyObject* const* args, Py_ssize_t nargs, P
   RECORD_FUNCTION(f.name, c10::ArrayRef<const c10::IValue>{});
   const Outcome outcome = f.binder(f, slot);
   if (outcome == Outcome::done) {
-    bump_version(*plain_tensor(slot[0]));
+    bump_version(THPVariable_Unpack(slot[0]));
     result = Py_NewRef(slot[0]);
   }
   return outcome;

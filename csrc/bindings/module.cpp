@@ -139,12 +139,9 @@ void run_program(const std::string& compute, const py::list& stages, const py::l
       int op = 0;
       while (op < kOps && name != kOpInfo[op].name) ++op;
       if (op == kOps) throw py::value_error("program: unknown operation " + name);
-      const Types types = kOpInfo[op].types;
-      const bool built = types == Types::kNumber ||
-                         (types == Types::kFloat && is_floating(program.compute)) ||
-                         (types == Types::kUInt8 && program.compute == DType::u8);
       const int operands = (out.b_kind != Operand::none) + (out.c_kind != Operand::none);
-      if (!built) throw py::value_error("program: " + name + " has no form for " + compute);
+      if (!has_form(kOpInfo[op].types, program.compute))
+        throw py::value_error("program: " + name + " has no form for " + compute);
       if (operands != kOpInfo[op].operands || (operands == 1 && out.b_kind == Operand::none)) {
         throw py::value_error("program: " + name + " takes " + std::to_string(kOpInfo[op].operands) +
                               " operands");

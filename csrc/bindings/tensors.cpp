@@ -306,14 +306,10 @@ Outcome execute(Op op, const at::Tensor& x, DType x_dtype, DType compute, Argume
     if (loop == nullptr) return Outcome::delegate;
     const char* pb = static_cast<const char*>(pointer[0]);
     const char* pc = static_cast<const char*>(pointer[1]);
-    if (n * cost <= kKeepGil) {
-      loop(data, pb, pc, scalar, n);
-    } else {
-      parallel(n, cost, [&](int64_t begin, int64_t end) {
-        const int64_t offset = begin * item;
-        loop(data + offset, pb ? pb + offset : nullptr, pc ? pc + offset : nullptr, scalar, end - begin);
-      });
-    }
+    parallel(n, cost, [&](int64_t begin, int64_t end) {
+      const int64_t offset = begin * item;
+      loop(data + offset, pb ? pb + offset : nullptr, pc ? pc + offset : nullptr, scalar, end - begin);
+    });
     last_path = {Taken::native, streaming ? Path::streaming : Path::loop};
     return Outcome::done;
   }

@@ -224,10 +224,8 @@ class Executor {
       repeats &= simple || s.period > 0;
       converts |= s.converted && !s.constant;
       strides |= !simple && s.arg->stride[0] != 0 && s.arg->stride[0] != s.item;
-      if (space_.dims > 1 && !simple && s.arg->stride[0] > s.item * 4 && s.arg->stride[1] == s.item &&
-          space_.size[0] >= 4 && space_.size[1] >= 4) {
-        blocked_ = true;
-      }
+      blocked_ |=
+          space_.dims > 1 && !simple && is_transposed(s) && space_.size[0] >= 4 && space_.size[1] >= 4;
     }
     const int64_t row = space_.dims > 0 ? space_.size[0] : 1;
     const bool worth_a_call = row >= (converts || strides || !single_ ? kShortStagedRow : kShortRow);
@@ -366,12 +364,13 @@ class Executor {
   // Elements [begin, end) in pieces: rows, or chunks of the whole.
   void pieces(int64_t begin, int64_t end) {
     if (begin >= end) return;
+    const bool in_chunks = staged_ || pipeline_; // through buffers, which hold a chunk
     int64_t index[kMaxDims];
     char* base[kMaxTensors];
     seek(begin, index);
     for (int t = 0; t < space_.tensors; ++t) base[t] = slot_[t].used ? address(slot_[t], index) : nullptr;
     if (!by_row_) {
-      if (!staged_ && !pipeline_) {
+      if (!in_chunks) {
         compute(base, end - begin);
         return;
       }
@@ -396,7 +395,7 @@ class Executor {
         }
       }
       const int64_t n = min(end - i, space_.size[0] - index[0]);
-      if (!staged_ && !pipeline_) {
+      if (!in_chunks) {
         compute(base, n);
       } else {
         for (int64_t done = 0; done < n; done += kChunk) piece(base, min(kChunk, n - done), index, done, 0);
@@ -427,35 +426,37 @@ class Executor {
   void piece(char* const* base, int64_t n, const int64_t* index, int64_t done, int64_t i) {
     char* ptr[kMaxTensors];
     for (int t = 0; t < space_.tensors; ++t) {
-      const Slot& s = slot_[t];
-      if (!s.used) continue;
-      switch (s.kind) {
-        case Kind::direct:
-          ptr[t] = base[t] + done * s.item;
-          break;
-        case Kind::splat:
-          // The single loop takes it as a number; a chain reads it from a buffer, filled once a row.
-          ptr[t] = base[t];
-          if (pipeline_) {
-            if (done == 0) splat(buffer_[t], s.want, base[t], s.arg->dtype, kChunk);
-            ptr[t] = buffer_[t];
-          }
-          break;
-        case Kind::periodic:
-          ptr[t] = buffer_[t] + i % s.period * s.want_item;
-          break;
-        case Kind::staged:
-          ptr[t] = buffer_[t];
-          if (s.read) fill_from(s, buffer_[t], base[t], n, index, done);
-          break;
-      }
+      if (slot_[t].used) ptr[t] = reach(t, base[t], n, index, done, i);
     }
     compute(ptr, n);
     for (int t = 0; t < space_.tensors; ++t) {
-      const Slot& s = slot_[t];
-      if (s.used && s.arg->mutated && s.kind == Kind::staged)
-        drain_to(s, base[t], buffer_[t], n, index, done);
+      if (slot_[t].used) put_back(t, base[t], n, index, done);
     }
+  }
+  // Where the arithmetic finds the elements of tensor t.
+  char* reach(int t, char* base, int64_t n, const int64_t* index, int64_t done, int64_t i) {
+    const Slot& s = slot_[t];
+    switch (s.kind) {
+      case Kind::direct:
+        return base + done * s.item;
+      case Kind::splat:
+        // The single loop takes it as a number; a chain reads it from a buffer, filled once a row: the first
+        // piece of a row is the longest.
+        if (!pipeline_) return base;
+        if (done == 0) splat(buffer_[t], s.want, base, s.arg->dtype, n);
+        return buffer_[t];
+      case Kind::periodic:
+        return buffer_[t] + i % s.period * s.want_item;
+      case Kind::staged:
+        if (s.read) fill_from(s, buffer_[t], base, n, index, done);
+        return buffer_[t];
+    }
+    return nullptr;
+  }
+  // And from there to memory, what was changed in a buffer.
+  void put_back(int t, char* base, int64_t n, const int64_t* index, int64_t done) {
+    const Slot& s = slot_[t];
+    if (s.arg->mutated && s.kind == Kind::staged) drain_to(s, base, buffer_[t], n, index, done);
   }
 
   // Calls f(patch, position) for the patches that make up the n elements, in order.
@@ -545,34 +546,13 @@ class Executor {
       for (int t = 0; t < space_.tensors; ++t) {
         const Slot& s = slot_[t];
         if (!s.used) continue;
-        char* const at = base[t] + r * s.arg->stride[1];
-        if (is_transposed(s)) {
-          ptr[t] = turned_[t] + r * kBlockColumns * s.want_item;
-          continue;
-        }
-        switch (s.kind) {
-          case Kind::direct:
-            ptr[t] = at;
-            break;
-          case Kind::splat:
-            ptr[t] = at;
-            if (pipeline_) {
-              splat(buffer_[t], s.want, at, s.arg->dtype, columns);
-              ptr[t] = buffer_[t];
-            }
-            break;
-          default:
-            ptr[t] = buffer_[t];
-            if (s.read) fill_from(s, buffer_[t], at, columns, index, 0);
-            break;
-        }
+        ptr[t] = is_transposed(s) ? turned_[t] + r * kBlockColumns * s.want_item
+                                  : reach(t, base[t] + r * s.arg->stride[1], columns, index, 0, 0);
       }
       compute(ptr, columns);
       for (int t = 0; t < space_.tensors; ++t) {
         const Slot& s = slot_[t];
-        if (s.used && s.arg->mutated && !is_transposed(s) && s.kind == Kind::staged) {
-          drain_to(s, base[t] + r * s.arg->stride[1], buffer_[t], columns, index, 0);
-        }
+        if (s.used && !is_transposed(s)) put_back(t, base[t] + r * s.arg->stride[1], columns, index, 0);
       }
     }
     for (int t = 0; t < space_.tensors; ++t) {

@@ -12,18 +12,13 @@ namespace inplace_ext {
 
 void convert(void* dst, DType dst_dtype, const void* src, DType src_dtype, int64_t n); // convert.cpp
 
-template <class C>
-constexpr bool is_built(Types types) {
-  return types == Types::kNumber || (types == Types::kFloat && std::is_floating_point_v<C>) ||
-         (types == Types::kUInt8 && std::is_same_v<C, uint8_t>);
-}
 // The loop of a storage type exists where its compute type does; on bool only what means bool.
 template <class S>
 constexpr bool has_loop(Types types) {
   if (std::is_same_v<S, bool_t> || types == Types::kUInt8) {
     return std::is_same_v<S, bool_t> && types == Types::kUInt8;
   }
-  return is_built<ComputeOf<S>>(types);
+  return has_form(types, compute_dtype(storage_traits<S>::dtype));
 }
 
 template <class Functor, int Operands, class V>
@@ -277,7 +272,7 @@ void run_tiles(const Linked* first, Tile* tile, int64_t tiles) {
 
 template <class Functor, int Operands, Types T, int Cost, class C>
 void add_stage(StageTable& table, Op op) {
-  if constexpr (is_built<C>(T)) {
+  if constexpr (has_form(T, storage_traits<C>::dtype)) {
     using V = Vec<C>;
     AnyFn* f = table.op[static_cast<int>(op)];
     const auto put = [&](int variant, auto fn) {

@@ -3,10 +3,16 @@
 #pragma once
 #include <cstdint>
 
+#include "inplace_ext/dtype.h"
+
 namespace inplace_ext {
 
 // The compute types an operation is built for.
 enum class Types : uint8_t { kNumber, kFloat, kUInt8 };
+constexpr bool has_form(Types types, DType compute) {
+  return types == Types::kNumber || (types == Types::kFloat && is_floating(compute)) ||
+         (types == Types::kUInt8 && compute == DType::u8);
+}
 
 // X(name, functor, operands beside the tensor itself, types, cost)
 //
