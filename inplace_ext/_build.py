@@ -53,6 +53,13 @@ CAPABILITIES: dict[str, dict[str, list[str]]] = {
     "aarch64": {"baseline": []},
 }
 
+
+def runnable(torch_capability: str) -> tuple[str, ...]:
+    """Instruction sets that torch's own choice allows, the widest first."""
+    names = ("avx512", "avx2", "baseline")
+    return {"AVX512": names, "AVX2": names[1:]}.get(torch_capability, names[2:])
+
+
 # vptr needs type information that torch's libraries hide and that the kernels are compiled without;
 # AddressSanitizer sees what null and object-size would. Those and full debug information double the time.
 SANITIZE_FLAGS = [

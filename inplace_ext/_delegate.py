@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.overrides import has_torch_function
 
+from inplace_ext import _forms
 from inplace_ext._table import Op
 
 Function = Callable[..., Any]
@@ -22,16 +23,9 @@ _DIVISIONS = ("div_", "floor_divide_", "fmod_", "remainder_")
 
 
 def torch_method(op: Op) -> Function:
-    """The method of ``torch.Tensor`` behind ``op``."""
-    method: Function = _copy_ if op.name == "copy_" else getattr(torch.Tensor, op.name)
-    return method
-
-
-def _copy_(*args: Any, **kwargs: Any) -> torch.Tensor:
-    # The source is src in torch's documentation and schema, and other where torch parses the call.
-    if "src" in kwargs and "other" not in kwargs:
-        kwargs["other"] = kwargs.pop("src")
-    return torch.Tensor.copy_(*args, **kwargs)
+    """What torch has for ``op``: the method of ``torch.Tensor``, or a form of a function that has none."""
+    form: Function = getattr(_forms if hasattr(_forms, op.name) else torch.Tensor, op.name)
+    return form
 
 
 def is_division(op: Op) -> bool:

@@ -45,7 +45,8 @@ def docstring(op: Op) -> str:
         lines.append(f"Source: own kernel ``{op.kernel}`` for real CPU tensors without autograd, else torch.")
     else:
         lines.append("Source: torch.")
-    lines += ["", f"Same as :meth:`torch.Tensor.{op.name}`.", "", *example(op)]
+    same = f":func:`{op.like}`, in place" if op.like else f":meth:`torch.Tensor.{op.name}`"
+    lines += ["", f"Same as {same}.", "", *example(op)]
     return "\n".join(lines) + "\n"
 
 

@@ -13,14 +13,10 @@ import torch
 
 from inplace_ext import _build
 
-#: Kernel libraries from the widest instruction set to the one that every machine has.
-CAPABILITIES = ("avx512", "avx2", "baseline")
-
 
 def supported_capabilities() -> list[str]:
     """The kernel libraries that are built and that torch's choice of instruction set allows."""
-    allowed = {"AVX512": CAPABILITIES, "AVX2": CAPABILITIES[1:]}
-    names = allowed.get(torch.backends.cpu.get_cpu_capability(), CAPABILITIES[2:])
+    names = _build.runnable(torch.backends.cpu.get_cpu_capability())
     return [name for name in names if library(name).exists()]
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 
 EXACT = "0 ulp (bitwise torch's)"
 ONE_ULP = "at most 1 ulp in float32 and float64"
+TWO_ULP = "at most 2 ulp in float32 and float64"
 TORCHS = "torch's"
 
 FLOAT = ("float16", "bfloat16", "float32", "float64")
@@ -24,7 +25,8 @@ class Op:
     ``overloads`` are the typed parameters after ``input``, the first parameter of every operation; all
     overloads name the same parameters. ``dtypes`` are those of ``input``, groups or single ones. ``example``
     is an argument list in which a list stands for a tensor, and ``result`` the tensor it leaves. An operation
-    with ``native`` has a compiled kernel; torch carries out the others.
+    whose ``ulp`` is not torch's has a compiled kernel; torch carries out the others. ``like`` names the
+    function of torch that the operation is the in-place form of where ``torch.Tensor`` has no such method.
     """
 
     name: str
@@ -34,11 +36,16 @@ class Op:
     dtypes: str = ""
     example: str = ""
     result: str = ""
-    native: bool = False
     ulp: str = TORCHS
     notes: tuple[str, ...] = ()
     errors: tuple[str, ...] = ()
+    like: str | None = None
     alias_of: str | None = None
+
+    @property
+    def native(self) -> bool:
+        """Whether the operation has a compiled kernel: the accuracy of the others is torch's."""
+        return self.ulp != TORCHS
 
     @property
     def kernel(self) -> str | None:
@@ -100,6 +107,10 @@ ALL = "float int bool complex"
 
 SCALAR_ROUNDED = "In float16 and bfloat16 a scalar is first rounded to the dtype of ``input``, as in torch."
 SCALAR_KEPT = "In float16 and bfloat16 a scalar stays in float32, as in torch."
+ELU_NOTE = "The factors are multiplied first and kept in float32 for float16 and bfloat16."
+FUSED = "Multiplied and added with one rounding, as in torch's vector loops; the baseline rounds twice."
+VALUE_KEPT = "In float16 and bfloat16 ``value`` stays in float32, as in torch."
+COMPARED = "Operands are promoted; a scalar is rounded to the dtype of a float16 or bfloat16 ``input``."
 EXPANDED = "``input`` may be expanded, as in torch."
 ALPHA_ERROR = "RuntimeError: ``alpha`` is a float and ``input`` is an integer tensor."
 BOOL_SUB_ERROR = "RuntimeError: both ``input`` and ``other`` are bool."
@@ -109,60 +120,60 @@ ZERO_DIVISION = "RuntimeError: integer division by zero."
 
 # fmt: off
 _LINES = [
-    # Operations with kernels of their own.
+    # Arithmetic and moves:
     Op("add_", ALPHA, "Adds ``alpha * other``", "x + alpha * other", ALL,
-       "[1.0, 2.0], 10, alpha=2", "[21., 22.]", native=True, ulp=EXACT,
+       "[1.0, 2.0], 10, alpha=2", "[21., 22.]", ulp=EXACT,
        notes=(SCALAR_ROUNDED,), errors=(ALPHA_ERROR,)),
     Op("sub_", ALPHA, "Subtracts ``alpha * other``", "x - alpha * other", NUMERIC,
-       "[1, 2], [3, 5]", "[-2, -3]", native=True, ulp=EXACT,
+       "[1, 2], [3, 5]", "[-2, -3]", ulp=EXACT,
        notes=(SCALAR_ROUNDED,), errors=(ALPHA_ERROR, BOOL_SUB_ERROR)),
     Op("mul_", OTHER, "Multiplies by ``other``", "x * other", ALL,
-       "[1.0, -2.0], 1.5", "[ 1.5000, -3.0000]", native=True, ulp=EXACT,
+       "[1.0, -2.0], 1.5", "[ 1.5000, -3.0000]", ulp=EXACT,
        notes=(SCALAR_KEPT,)),
     Op("div_", ROUNDING, "Divides by ``other``", "x / other, as it is, truncated or floored", NUMERIC,
-       "[7, -7], 2, rounding_mode='floor'", "[ 3, -4]", native=True, ulp=EXACT,
+       "[7, -7], 2, rounding_mode='floor'", "[ 3, -4]", ulp=EXACT,
        notes=(SCALAR_KEPT, "An integer ``input`` needs ``rounding_mode``; a complex one takes none."),
        errors=("RuntimeError: ``rounding_mode`` is none of None, 'trunc' and 'floor'.", ZERO_DIVISION)),
     Op("clamp_", BOUNDS, "Limits to the range from ``min`` to ``max``", "min(max(x, min), max)", REAL,
-       "[-0.5, 0.25, 3.0], 0, 1", "[0.0000, 0.2500, 1.0000]", native=True, ulp=EXACT,
+       "[-0.5, 0.25, 3.0], 0, 1", "[0.0000, 0.2500, 1.0000]", ulp=EXACT,
        notes=("NaN in ``input`` or in a bound gives NaN, ``min > max`` gives ``max``.",
               "-0.0 stays -0.0 where a bound is 0."),
        errors=("RuntimeError: both bounds are None.",
                "TypeError: one bound is a tensor and the other a number.")),
     Op("clamp_min_", ("min: Tensor | Number",), "Raises to at least ``min``", "max(x, min)", ORDERED,
-       "[-1.0, 2.0], 0", "[0., 2.]", native=True, ulp=EXACT,
+       "[-1.0, 2.0], 0", "[0., 2.]", ulp=EXACT,
        notes=("NaN in ``input`` or in ``min`` gives NaN.",)),
     Op("clamp_max_", ("max: Tensor | Number",), "Lowers to at most ``max``", "min(x, max)", ORDERED,
-       "[-1.0, 2.0], 0", "[-1.,  0.]", native=True, ulp=EXACT,
+       "[-1.0, 2.0], 0", "[-1.,  0.]", ulp=EXACT,
        notes=("NaN in ``input`` or in ``max`` gives NaN.",)),
     Op("pow_", EXPONENT, "Raises to the power ``exponent``", "x ** exponent", NUMERIC,
-       "[1.0, 2.0, 3.0], 2", "[1., 4., 9.]", native=True, ulp=ONE_ULP,
+       "[1.0, 2.0, 3.0], 2", "[1., 4., 9.]", ulp=ONE_ULP,
        notes=("The scalar exponents 0.5, 2, 3, -0.5, -1 and -2 are square roots, products and reciprocals,",
               "as in torch: -0.0 to the power 0.5 is -0.0.",
               "In float16 and bfloat16 a scalar exponent is first rounded to the dtype of ``input``."),
        errors=("RuntimeError: ``input`` is an integer tensor and ``exponent`` a negative number.",)),
     Op("exp_", UNARY, "Exponential", "e ** x", FIELD,
-       "[0.0, 1.0]", "[1.0000, 2.7183]", native=True, ulp=ONE_ULP,
+       "[0.0, 1.0]", "[1.0000, 2.7183]", ulp=ONE_ULP,
        notes=("inf gives inf, -inf gives 0, NaN gives NaN.",)),
     Op("sqrt_", UNARY, "Square root", "sqrt(x)", FIELD,
-       "[4.0, 2.0]", "[2.0000, 1.4142]", native=True, ulp="0 ulp (correctly rounded)",
+       "[4.0, 2.0]", "[2.0000, 1.4142]", ulp="0 ulp (correctly rounded)",
        notes=("A negative number gives NaN, -0.0 gives -0.0.",
               "On contiguous CPU tensors torch's own is up to 1 ulp off.")),
     Op("neg_", UNARY, "Negation", "-x", NUMERIC,
-       "[1.0, -2.0]", "[-1.,  2.]", native=True, ulp=EXACT,
+       "[1.0, -2.0]", "[-1.,  2.]", ulp=EXACT,
        notes=("The sign bit is flipped, that of zeros and NaN too.",), errors=(BOOL_ERROR,)),
     Op("relu_", UNARY, "Rectified linear unit", "max(x, 0)", REAL,
-       "[-1.0, 2.0]", "[0., 2.]", native=True, ulp=EXACT,
+       "[-1.0, 2.0]", "[0., 2.]", ulp=EXACT,
        notes=("NaN stays NaN and -0.0 stays -0.0, as in torch.",), errors=(BOOL_ERROR,)),
     Op("fill_", ("value: Tensor | Number",), "Sets every element to ``value``", "value", ALL,
-       "[1.0, 2.0], 0.5", "[0.5000, 0.5000]", native=True, ulp=EXACT,
+       "[1.0, 2.0], 0.5", "[0.5000, 0.5000]", ulp=EXACT,
        notes=(EXPANDED,),
        errors=("RuntimeError: ``value`` is a tensor of one dimension or more, or does not fit the dtype.",)),
     Op("zero_", UNARY, "Sets every element to zero", "0", ALL,
-       "[1.0, 2.0]", "[0., 0.]", native=True, ulp=EXACT, notes=(EXPANDED,)),
+       "[1.0, 2.0]", "[0., 0.]", ulp=EXACT, notes=(EXPANDED,)),
     Op("copy_", ("src: Tensor | Number, non_blocking: bool = False",),
        "Copies ``src``, converted to the dtype of ``input``", "src", ALL,
-       "[1.0, 2.0], [3, 4]", "[3., 4.]", native=True, ulp=EXACT,
+       "[1.0, 2.0], [3, 4]", "[3., 4.]", ulp=EXACT,
        notes=("With ``non_blocking`` a copy between pinned memory and a GPU may return before it is done.",)),
     Op("subtract_", alias_of="sub_"),
     Op("multiply_", alias_of="mul_"),
@@ -171,21 +182,24 @@ _LINES = [
        result="[0.5000, 1.5000]", notes=(SCALAR_KEPT,), errors=(BOOL_INT_ERROR,), alias_of="div_"),
     Op("clip_", alias_of="clamp_"),
     Op("negative_", alias_of="neg_"),
-    # Operations that torch carries out. Arithmetic:
-    Op("abs_", UNARY, "Absolute value", "|x|", REAL, "[-1.5, 2.0]", "[1.5000, 2.0000]"),
+    # More arithmetic, bounds and selection:
+    Op("abs_", UNARY, "Absolute value", "|x|", REAL, "[-1.5, 2.0]", "[1.5000, 2.0000]", ulp=EXACT),
     Op("absolute_", alias_of="abs_"),
-    Op("sign_", UNARY, "Sign", "-1, 0 or 1", ORDERED, "[-1.5, 0.0, 2.0]", "[-1.,  0.,  1.]"),
+    Op("sign_", UNARY, "Sign", "-1, 0 or 1", ORDERED, "[-1.5, 0.0, 2.0]", "[-1.,  0.,  1.]", ulp=EXACT,
+       notes=("NaN and -0.0 give 0.",)),
     Op("sgn_", UNARY, "Sign, of a complex number x / |x|", "x / |x|, 0 where x = 0", ALL, "[-1.5, 0.0, 2.0]",
        "[-1.,  0.,  1.]"),
     Op("conj_physical_", UNARY, "Complex conjugate", "conj(x)", ALL, "[1.0, 2.0]", "[1., 2.]"),
-    Op("reciprocal_", UNARY, "Reciprocal", "1 / x", FIELD, "[2.0, 4.0]", "[0.5000, 0.2500]"),
-    Op("square_", UNARY, "Square", "x * x", NUMERIC, "[2.0, -3.0]", "[4., 9.]"),
+    Op("reciprocal_", UNARY, "Reciprocal", "1 / x", FIELD, "[2.0, 4.0]", "[0.5000, 0.2500]", ulp=EXACT),
+    Op("square_", UNARY, "Square", "x * x", NUMERIC, "[2.0, -3.0]", "[4., 9.]", ulp=EXACT),
     Op("floor_divide_", OTHER, "Divides by ``other`` and rounds down", "floor(x / other)", REAL,
        "[7, -7], 2", "[ 3, -4]", errors=(ZERO_DIVISION,)),
     Op("fmod_", OTHER, "Remainder with the sign of ``input``", "x - other * trunc(x / other)", REAL,
-       "[7, -7], 4", "[ 3, -3]", errors=(ZERO_DIVISION,)),
+       "[7, -7], 4", "[ 3, -3]", errors=(ZERO_DIVISION,), ulp=EXACT,
+       notes=(SCALAR_ROUNDED,)),
     Op("remainder_", OTHER, "Remainder with the sign of ``other``", "x - other * floor(x / other)", REAL,
-       "[7, -7], 4", "[3, 1]", errors=(ZERO_DIVISION,)),
+       "[7, -7], 4", "[3, 1]", errors=(ZERO_DIVISION,), ulp=EXACT,
+       notes=(SCALAR_ROUNDED,)),
     Op("float_power_", EXPONENT, "Power computed in double precision", "x ** exponent", "float64 complex128",
        "[2.0, 3.0], 2", "[4., 9.]"),
     Op("hypot_", OTHER_TENSOR, "Hypotenuse", "sqrt(x * x + other * other)", "float",
@@ -197,11 +211,14 @@ _LINES = [
     Op("lcm_", OTHER_TENSOR, "Least common multiple", "lcm(x, other)", "int", "[12, 18], [8, 27]",
        "[24, 54]"),
     Op("addcmul_", TENSORS_VALUE, "Adds ``value`` times a product", "x + value * tensor1 * tensor2", NUMERIC,
-       "[1.0, 1.0], [2.0, 3.0], [4.0, 5.0], value=2", "[17., 31.]"),
+       "[1.0, 1.0], [2.0, 3.0], [4.0, 5.0], value=2", "[17., 31.]", ulp=EXACT,
+       notes=(FUSED, VALUE_KEPT)),
     Op("addcdiv_", TENSORS_VALUE, "Adds ``value`` times a quotient", "x + value * tensor1 / tensor2", FIELD,
-       "[1.0, 1.0], [2.0, 3.0], [4.0, 4.0], value=2", "[2.0000, 2.5000]"),
+       "[1.0, 1.0], [2.0, 3.0], [4.0, 4.0], value=2", "[2.0000, 2.5000]", ulp=EXACT,
+       notes=(VALUE_KEPT,)),
     Op("lerp_", ("end: Tensor, weight: Tensor | Number",), "Linear interpolation towards ``end``",
-       "x + weight * (end - x)", FIELD, "[0.0, 10.0], [1.0, 20.0], 0.5", "[ 0.5000, 15.0000]"),
+       "x + weight * (end - x)", FIELD, "[0.0, 10.0], [1.0, 20.0], 0.5", "[ 0.5000, 15.0000]", ulp=EXACT,
+       notes=(FUSED,)),
     Op("copysign_", OTHER, "Magnitude of ``input`` with the sign of ``other``", "|x| * sign(other)", "float",
        "[1.0, 2.0], [-1.0, 1.0]", "[-1.,  2.]"),
     Op("nextafter_", OTHER_TENSOR, "Next number towards ``other``", "nextafter(x, other)", "float",
@@ -209,33 +226,51 @@ _LINES = [
     Op("heaviside_", ("values: Tensor",), "Heaviside step function", "0, values or 1 for x <, = or > 0",
        ORDERED, "[-1.0, 0.0, 2.0], [0.5, 0.5, 0.5]", "[0.0000, 0.5000, 1.0000]"),
     Op("nan_to_num_", REPLACEMENTS, "Replaces NaN and infinities",
-       "nan, posinf or neginf for NaN, inf or -inf", ALL, "[1.0, float('nan')], nan=0.5", "[1.0000, 0.5000]"),
+       "nan, posinf or neginf for NaN, inf or -inf", ALL, "[1.0, float('nan')], nan=0.5", "[1.0000, 0.5000]",
+       ulp=EXACT,
+       notes=("By default NaN becomes 0 and an infinity the largest finite number of its sign.",)),
     Op("masked_fill_", ("mask: Tensor, value: Tensor | Number",), "Sets the elements where ``mask`` is true",
-       "value where mask, else x", ALL, "[1.0, 2.0], [True, False], 0", "[0., 2.]"),
+       "value where mask, else x", ALL, "[1.0, 2.0], [True, False], 0", "[0., 2.]", ulp=EXACT,
+       notes=(EXPANDED,)),
+    Op("where_", ("mask: Tensor, other: Tensor | Number",), "Keeps the elements where ``mask`` is true",
+       "x where mask, else other", ALL, "[1.0, 2.0], [True, False], 0", "[1., 0.]", ulp=EXACT,
+       notes=("The in-place form of ``torch.where(mask, input, other)``.",), like="torch.where"),
+    Op("maximum_", OTHER_TENSOR, "Larger of the element and ``other``", "max(x, other)", ORDERED,
+       "[1.0, 2.0], [3.0, 0.0]", "[3., 2.]", ulp=EXACT,
+       notes=("NaN on either side gives NaN.",), like="torch.maximum"),
+    Op("minimum_", OTHER_TENSOR, "Smaller of the element and ``other``", "min(x, other)", ORDERED,
+       "[1.0, 2.0], [3.0, 0.0]", "[1., 0.]", ulp=EXACT,
+       notes=("NaN on either side gives NaN.",), like="torch.minimum"),
     Op("deg2rad_", UNARY, "Degrees to radians", "x * pi / 180", "float", "[180.0, 90.0]", "[3.1416, 1.5708]"),
     Op("rad2deg_", UNARY, "Radians to degrees", "x * 180 / pi", "float", "[0.0, 1.0]", "[ 0.0000, 57.2958]"),
     # Rounding:
-    Op("ceil_", UNARY, "Rounds up", "ceil(x)", REAL, "[-1.5, 1.5]", "[-1.,  2.]"),
-    Op("floor_", UNARY, "Rounds down", "floor(x)", REAL, "[-1.5, 1.5]", "[-2.,  1.]"),
-    Op("trunc_", UNARY, "Rounds towards zero", "trunc(x)", REAL, "[-1.5, 1.5]", "[-1.,  1.]"),
+    Op("ceil_", UNARY, "Rounds up", "ceil(x)", REAL, "[-1.5, 1.5]", "[-1.,  2.]", ulp=EXACT),
+    Op("floor_", UNARY, "Rounds down", "floor(x)", REAL, "[-1.5, 1.5]", "[-2.,  1.]", ulp=EXACT),
+    Op("trunc_", UNARY, "Rounds towards zero", "trunc(x)", REAL, "[-1.5, 1.5]", "[-1.,  1.]", ulp=EXACT),
     Op("fix_", alias_of="trunc_"),
     Op("round_", ("*, decimals: int = 0",), "Rounds to the nearest, ties to even", "round(x, decimals)",
-       REAL, "[1.234, 2.5], decimals=1", "[1.2000, 2.5000]"),
-    Op("frac_", UNARY, "Fractional part", "x - trunc(x)", "float", "[-1.5, 1.25]", "[-0.5000,  0.2500]"),
+       REAL, "[1.234, 2.5], decimals=1", "[1.2000, 2.5000]", ulp=EXACT,
+       notes=("With ``decimals``: rounded after a multiplication by a power of ten, then divided.",)),
+    Op("frac_", UNARY, "Fractional part", "x - trunc(x)", "float", "[-1.5, 1.25]", "[-0.5000,  0.2500]",
+       ulp=EXACT),
     # Exponentials, logarithms and powers:
-    Op("exp2_", UNARY, "Power of two", "2 ** x", FIELD, "[1.0, 0.5]", "[2.0000, 1.4142]"),
-    Op("expm1_", UNARY, "Exponential minus one", "e ** x - 1", FIELD, "[0.0, 1.0]", "[0.0000, 1.7183]"),
-    Op("log_", UNARY, "Natural logarithm", "ln(x)", FIELD, "[1.0, 2.0]", "[0.0000, 0.6931]"),
-    Op("log2_", UNARY, "Logarithm to base 2", "log2(x)", FIELD, "[1.0, 3.0]", "[0.0000, 1.5850]"),
-    Op("log10_", UNARY, "Logarithm to base 10", "log10(x)", FIELD, "[10.0, 2.0]", "[1.0000, 0.3010]"),
+    Op("exp2_", UNARY, "Power of two", "2 ** x", FIELD, "[1.0, 0.5]", "[2.0000, 1.4142]", ulp=TWO_ULP),
+    Op("expm1_", UNARY, "Exponential minus one", "e ** x - 1", FIELD, "[0.0, 1.0]", "[0.0000, 1.7183]",
+       ulp=TWO_ULP),
+    Op("log_", UNARY, "Natural logarithm", "ln(x)", FIELD, "[1.0, 2.0]", "[0.0000, 0.6931]", ulp=TWO_ULP),
+    Op("log2_", UNARY, "Logarithm to base 2", "log2(x)", FIELD, "[1.0, 3.0]", "[0.0000, 1.5850]",
+       ulp=TWO_ULP),
+    Op("log10_", UNARY, "Logarithm to base 10", "log10(x)", FIELD, "[10.0, 2.0]", "[1.0000, 0.3010]",
+       ulp=TWO_ULP),
     Op("log1p_", UNARY, "Logarithm of one plus the element", "ln(1 + x)", FIELD, "[0.0, 1.0]",
-       "[0.0000, 0.6931]"),
-    Op("rsqrt_", UNARY, "Reciprocal square root", "1 / sqrt(x)", FIELD, "[4.0, 2.0]", "[0.5000, 0.7071]"),
+       "[0.0000, 0.6931]", ulp=TWO_ULP),
+    Op("rsqrt_", UNARY, "Reciprocal square root", "1 / sqrt(x)", FIELD, "[4.0, 2.0]", "[0.5000, 0.7071]",
+       ulp=EXACT),
     Op("xlogy_", OTHER, "Element times the logarithm of ``other``", "x * ln(other), 0 where x = 0", "float",
        "[0.0, 1.0], 2.0", "[0.0000, 0.6931]"),
     # Trigonometric and hyperbolic:
-    Op("sin_", UNARY, "Sine", "sin(x)", FIELD, "[0.0, 1.0]", "[0.0000, 0.8415]"),
-    Op("cos_", UNARY, "Cosine", "cos(x)", FIELD, "[0.0, 1.0]", "[1.0000, 0.5403]"),
+    Op("sin_", UNARY, "Sine", "sin(x)", FIELD, "[0.0, 1.0]", "[0.0000, 0.8415]", ulp=TWO_ULP),
+    Op("cos_", UNARY, "Cosine", "cos(x)", FIELD, "[0.0, 1.0]", "[1.0000, 0.5403]", ulp=TWO_ULP),
     Op("tan_", UNARY, "Tangent", "tan(x)", FIELD, "[0.0, 1.0]", "[0.0000, 1.5574]"),
     Op("asin_", UNARY, "Inverse sine", "asin(x)", FIELD, "[0.0, 0.5]", "[0.0000, 0.5236]"),
     Op("arcsin_", alias_of="asin_"),
@@ -248,7 +283,7 @@ _LINES = [
     Op("arctan2_", alias_of="atan2_"),
     Op("sinh_", UNARY, "Hyperbolic sine", "sinh(x)", FIELD, "[0.0, 1.0]", "[0.0000, 1.1752]"),
     Op("cosh_", UNARY, "Hyperbolic cosine", "cosh(x)", FIELD, "[0.0, 1.0]", "[1.0000, 1.5431]"),
-    Op("tanh_", UNARY, "Hyperbolic tangent", "tanh(x)", FIELD, "[0.0, 1.0]", "[0.0000, 0.7616]"),
+    Op("tanh_", UNARY, "Hyperbolic tangent", "tanh(x)", FIELD, "[0.0, 1.0]", "[0.0000, 0.7616]", ulp=TWO_ULP),
     Op("asinh_", UNARY, "Inverse hyperbolic sine", "asinh(x)", FIELD, "[0.0, 1.0]", "[0.0000, 0.8814]"),
     Op("arcsinh_", alias_of="asinh_"),
     Op("acosh_", UNARY, "Inverse hyperbolic cosine", "acosh(x)", FIELD, "[1.0, 2.0]", "[0.0000, 1.3170]"),
@@ -257,11 +292,58 @@ _LINES = [
     Op("arctanh_", alias_of="atanh_"),
     Op("sinc_", UNARY, "Normalized sinc", "sin(pi * x) / (pi * x), 1 where x = 0", FIELD, "[0.0, 0.5]",
        "[1.0000, 0.6366]"),
-    # Activations and special functions:
-    Op("sigmoid_", UNARY, "Logistic function", "1 / (1 + e ** -x)", FIELD, "[0.0, 1.0]", "[0.5000, 0.7311]"),
+    # Activations, with the parameters of torch.nn.functional:
+    Op("relu6_", UNARY, "Rectified linear unit limited to 6", "min(max(x, 0), 6)", REAL,
+       "[-1.0, 2.0, 8.0]", "[0., 2., 6.]", ulp=EXACT, like="torch.nn.functional.relu6"),
+    Op("hardtanh_", ("min_val: Number = -1.0, max_val: Number = 1.0",),
+       "Limits to the range from ``min_val`` to ``max_val``",
+       "min(max(x, min_val), max_val)", REAL, "[-2.0, 0.5]", "[-1.0000,  0.5000]", ulp=EXACT,
+       errors=("RuntimeError: ``input`` is uint8 and a bound is negative.",),
+       like="torch.nn.functional.hardtanh"),
+    Op("threshold_", ("threshold: Number, value: Number",),
+       "Replaces elements that are not above ``threshold``",
+       "x where x > threshold, else value", REAL, "[0.5, 2.0], 1, 9", "[9., 2.]", ulp=EXACT,
+       notes=("NaN stays NaN.", SCALAR_ROUNDED), like="torch.nn.functional.threshold"),
+    Op("leaky_relu_", ("negative_slope: Number = 0.01",), "Leaky rectified linear unit",
+       "x where x > 0, else negative_slope * x", "float", "[-1.0, 2.0], 0.5", "[-0.5000,  2.0000]", ulp=EXACT,
+       notes=(SCALAR_KEPT,), like="torch.nn.functional.leaky_relu"),
+    Op("hardsigmoid_", UNARY, "Piecewise linear sigmoid", "min(max(x + 3, 0), 6) / 6", "float",
+       "[-4.0, 0.0, 4.0]", "[0.0000, 0.5000, 1.0000]", ulp=EXACT, like="torch.nn.functional.hardsigmoid"),
+    Op("hardswish_", UNARY, "Element times its hardsigmoid", "x * min(max(x + 3, 0), 6) / 6", "float",
+       "[-1.0, 4.0]", "[-0.3333,  4.0000]", ulp=EXACT,
+       notes=("-inf gives NaN, as in torch.",), like="torch.nn.functional.hardswish"),
+    Op("elu_", ("alpha: Number = 1.0",), "Exponential linear unit",
+       "x where x > 0, else alpha * (e ** x - 1)", "float", "[-1.0, 2.0]", "[-0.6321,  2.0000]",
+       ulp=TWO_ULP, notes=(ELU_NOTE,), like="torch.nn.functional.elu"),
+    Op("celu_", ("alpha: Number = 1.0",), "Continuously differentiable exponential linear unit",
+       "x where x > 0, else alpha * (e ** (x / alpha) - 1)", "float", "[-1.0, 2.0]", "[-0.6321,  2.0000]",
+       ulp=TWO_ULP, notes=(ELU_NOTE,), errors=("RuntimeError: ``alpha`` is 0.",),
+       like="torch.nn.functional.celu"),
+    Op("selu_", UNARY, "Scaled exponential linear unit",
+       "scale * (x where x > 0, else alpha * (e ** x - 1)), scale 1.0507, alpha 1.6733", "float",
+       "[-1.0, 2.0]", "[-1.1113,  2.1014]", ulp=TWO_ULP, notes=(ELU_NOTE,), like="torch.nn.functional.selu"),
+    Op("silu_", UNARY, "Element times its sigmoid", "x / (1 + e ** -x)", FIELD, "[0.0, 1.0]",
+       "[0.0000, 0.7311]", ulp=TWO_ULP, notes=("-inf gives NaN, as in torch.",),
+       like="torch.nn.functional.silu"),
+    Op("mish_", UNARY, "Self regularized non-monotonic activation", "x * tanh(ln(1 + e ** x))", "float",
+       "[0.0, 1.0]", "[0.0000, 0.8651]", ulp=TWO_ULP, notes=("-inf gives NaN, as in torch.",),
+       like="torch.nn.functional.mish"),
+    Op("softplus_", ("beta: Number = 1, threshold: Number = 20",), "Smooth rectified linear unit",
+       "ln(1 + e ** (beta * x)) / beta, x where beta * x > threshold", "float", "[0.0, 1.0]",
+       "[0.6931, 1.3133]", ulp=TWO_ULP, notes=(SCALAR_KEPT,), like="torch.nn.functional.softplus"),
+    Op("gelu_", ("approximate: Approximate = 'none'",), "Gaussian error linear unit",
+       "x * P(X <= x) for normal X, or x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x ** 3)))", "float",
+       "[0.0, 1.0]", "[0.0000, 0.8413]", ulp=TWO_ULP,
+       notes=("``approximate`` is 'none' or 'tanh'.", "-inf gives NaN and inf gives inf."),
+       errors=("RuntimeError: ``approximate`` is neither 'none' nor 'tanh'.",),
+       like="torch.nn.functional.gelu"),
+    # Special functions:
+    Op("sigmoid_", UNARY, "Logistic function", "1 / (1 + e ** -x)", FIELD, "[0.0, 1.0]", "[0.5000, 0.7311]",
+       ulp=TWO_ULP,
+       notes=("Exact also where torch returns 0 for a denormal result.",)),
     Op("logit_", ("eps: float | None = None",), "Logit, of ``input`` clamped to [eps, 1 - eps]",
        "ln(x / (1 - x))", "float", "[0.5, 1.0], eps=0.1", "[0.0000, 2.1972]"),
-    Op("erf_", UNARY, "Error function", "erf(x)", "float", "[0.0, 1.0]", "[0.0000, 0.8427]"),
+    Op("erf_", UNARY, "Error function", "erf(x)", "float", "[0.0, 1.0]", "[0.0000, 0.8427]", ulp=TWO_ULP),
     Op("erfc_", UNARY, "Complementary error function", "1 - erf(x)", "float", "[0.0, 1.0]",
        "[1.0000, 0.1573]"),
     Op("erfinv_", UNARY, "Inverse error function", "erfinv(x)", "float", "[0.0, 0.5]", "[0.0000, 0.4769]"),
@@ -280,17 +362,24 @@ _LINES = [
     Op("i0_", UNARY, "Modified Bessel function of the first kind, order 0", "i0(x)", "float", "[0.0, 1.0]",
        "[1.0000, 1.2661]"),
     # Comparisons, which store 1 for true and 0 for false in the dtype of input:
-    Op("eq_", OTHER, "Equal to ``other``", "x == other", ALL, "[1.0, 2.0], 2", "[0., 1.]"),
-    Op("ne_", OTHER, "Not equal to ``other``", "x != other", ALL, "[1.0, 2.0], 2", "[1., 0.]"),
+    Op("eq_", OTHER, "Equal to ``other``", "x == other", ALL, "[1.0, 2.0], 2", "[0., 1.]", ulp=EXACT,
+       notes=(COMPARED,)),
+    Op("ne_", OTHER, "Not equal to ``other``", "x != other", ALL, "[1.0, 2.0], 2", "[1., 0.]", ulp=EXACT,
+       notes=(COMPARED,)),
     Op("not_equal_", alias_of="ne_"),
-    Op("lt_", OTHER, "Less than ``other``", "x < other", ORDERED, "[1.0, 2.0], 2", "[1., 0.]"),
+    Op("lt_", OTHER, "Less than ``other``", "x < other", ORDERED, "[1.0, 2.0], 2", "[1., 0.]", ulp=EXACT,
+       notes=(COMPARED,)),
     Op("less_", alias_of="lt_"),
-    Op("le_", OTHER, "Less than or equal to ``other``", "x <= other", ORDERED, "[1.0, 3.0], 2", "[1., 0.]"),
+    Op("le_", OTHER, "Less than or equal to ``other``", "x <= other", ORDERED, "[1.0, 3.0], 2", "[1., 0.]",
+       ulp=EXACT,
+       notes=(COMPARED,)),
     Op("less_equal_", alias_of="le_"),
-    Op("gt_", OTHER, "Greater than ``other``", "x > other", ORDERED, "[1.0, 3.0], 2", "[0., 1.]"),
+    Op("gt_", OTHER, "Greater than ``other``", "x > other", ORDERED, "[1.0, 3.0], 2", "[0., 1.]", ulp=EXACT,
+       notes=(COMPARED,)),
     Op("greater_", alias_of="gt_"),
     Op("ge_", OTHER, "Greater than or equal to ``other``", "x >= other", ORDERED, "[1.0, 2.0], 2",
-       "[0., 1.]"),
+       "[0., 1.]", ulp=EXACT,
+       notes=(COMPARED,)),
     Op("greater_equal_", alias_of="ge_"),
     # Logical and bitwise:
     Op("logical_not_", UNARY, "Logical not", "1 where x is 0, else 0", ALL, "[0, 2]", "[1, 0]"),

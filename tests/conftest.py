@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
+from helpers import BACKENDS, CAPABILITIES, backend, threads
 
 import inplace_ext as ie
 
@@ -24,3 +26,24 @@ def pytest_report_header() -> str:
         else f"torch only: {info.reason}"
     )
     return f"inplace_ext {info.version} ({what}), torch {info.torch}, {info.threads} threads"
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Thousands of small calls wait for a pool of threads longer than they compute."""
+    with threads(1):
+        yield
+
+
+@pytest.fixture(params=CAPABILITIES)
+def capability(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each instruction set in turn."""
+    with backend(request.param) as name:
+        yield name
+
+
+@pytest.fixture(params=BACKENDS)
+def any_backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each instruction set and torch in turn."""
+    with backend(request.param) as name:
+        yield name

@@ -10,12 +10,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import mpmath
 import numpy as np
 import pytest
 import torch
 
 import inplace_ext as ie
 from inplace_ext import _native, testing
+from inplace_ext._delegate import torch_method
+from inplace_ext._table import OPS as TABLE
 
 FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 INTS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
@@ -26,8 +29,11 @@ COMPLEX = [torch.complex64, torch.complex128]
 UNARY = ["exp_", "sqrt_", "neg_", "relu_"]
 BINARY = ["add_", "sub_", "mul_", "div_", "clamp_min_", "clamp_max_", "pow_"]
 MOVES = ["fill_", "zero_", "copy_"]
-#: The operations that have kernels of their own.
+#: Operations that stand for all: one of each form that the bindings and the executor tell apart.
 OPS = [*BINARY, "clamp_", *UNARY, *MOVES]
+#: The operations that have kernels of their own.
+NATIVE = [name for name, op in TABLE.items() if op.native and not op.alias_of]
+COMPARISONS = ["eq_", "ne_", "lt_", "le_", "gt_", "ge_"]
 
 CAPABILITIES = testing.available_capabilities()
 #: Everything that can carry out a call: each instruction set, and torch by delegation.
@@ -93,11 +99,16 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def form(name: str) -> Callable[..., torch.Tensor]:
+    """Torch's own form of the operation: the method of that name, where there is one."""
+    return torch_method(TABLE[name])
+
+
 def allowed(name: str, dtype: torch.dtype) -> bool:
     """Whether torch has the operation in place for the dtype, with operands of the same dtype."""
-    if dtype == torch.bool:
-        return name in ("add_", "mul_", "fill_", "zero_", "copy_")
-    return dtype in FLOATS or name not in ("exp_", "sqrt_")
+    if dtype == torch.bool and name.startswith("clamp_"):
+        return False  # only between tensors
+    return dtype_name(dtype) in TABLE[name].dtype_names
 
 
 def each(
@@ -333,12 +344,64 @@ def _wide(x: torch.Tensor) -> np.ndarray:
     return x.contiguous().double().numpy()
 
 
-def _exact(name: str, x: torch.Tensor, exponent: torch.Tensor | None) -> np.ndarray:
-    with np.errstate(all="ignore"):
-        if name == "exp_":
-            return np.asarray(np.exp(_wide(x)))
-        assert exponent is not None
-        return np.asarray(np.power(_wide(x), _wide(exponent.expand(x.shape))))
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return np.asarray(1 / (1 + np.exp(-x)))
+
+
+def _mish(x: np.ndarray) -> np.ndarray:
+    return np.asarray(x * np.tanh(np.log1p(np.exp(x))))
+
+
+def _softplus(x: np.ndarray, beta: float = 1, threshold: float = 20) -> np.ndarray:
+    return np.where(x * beta > threshold, x, np.log1p(np.exp(x * beta)) / beta)
+
+
+def _gelu(x: np.ndarray, approximate: str = "none") -> np.ndarray:
+    if approximate == "tanh":
+        root = np.sqrt(2 / np.longdouble("3.14159265358979323846264338327950288"))
+        return np.asarray(x * _sigmoid(2 * root * (x + np.longdouble("0.044715") * x * x * x)))
+    return np.where(np.isinf(x), np.where(x > 0, x, np.nan), x * _by_mpmath(mpmath.ncdf, x))
+
+
+def _elu(x: np.ndarray, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> np.ndarray:
+    return np.where(x > 0, x * scale, np.expm1(x * input_scale) * alpha)
+
+
+def _by_mpmath(f: Callable[[Any], Any], x: np.ndarray) -> np.ndarray:
+    """An element at a time, with the bits of a long double."""
+    x = np.clip(np.asarray(x), -1e4, 1e4)  # beyond which the functions are at their limits
+    unique, inverse = np.unique(x, return_inverse=True)
+    inverse = inverse.reshape(-1)
+    with mpmath.workprec(100):
+        values = [np.longdouble(mpmath.nstr(f(mpmath.mpf(float(v))), 25)) for v in unique]
+    return np.array(values, dtype=np.longdouble)[inverse].reshape(x.shape)
+
+
+#: Functions that are held to a bound in ulp, of numbers of a wider type.
+TRANSCENDENTAL: dict[str, Callable[..., np.ndarray]] = {
+    "exp_": np.exp,
+    "exp2_": np.exp2,
+    "expm1_": np.expm1,
+    "log_": np.log,
+    "log2_": np.log2,
+    "log10_": np.log10,
+    "log1p_": np.log1p,
+    "sin_": np.sin,
+    "cos_": np.cos,
+    "tanh_": np.tanh,
+    "sigmoid_": _sigmoid,
+    "erf_": lambda x: np.copysign(_by_mpmath(mpmath.erf, x), x),
+    "silu_": lambda x: x * _sigmoid(x),
+    "mish_": _mish,
+    "softplus_": _softplus,
+    "gelu_": _gelu,
+    "elu_": _elu,
+    "celu_": lambda x, alpha=1: _elu(x, alpha, 1, 1 / alpha),
+    "selu_": lambda x: _elu(x, 1.0507009873554804934 * 1.6732632423543772848, 1.0507009873554804934),
+    "pow_": np.power,
+}
+#: Where the factors are rounded before they are used.
+ULP = {"celu_": 3, "selu_": 3, "elu_": 3}
 
 
 def _sqrt(x: torch.Tensor) -> torch.Tensor:
@@ -361,7 +424,7 @@ def _float_reference(name: str, x: torch.Tensor, args: list[Any], kwargs: dict[s
     common = x.dtype
     for t in tensors:
         common = torch.promote_types(common, t.dtype)
-    if not common.is_floating_point or name in MOVES:
+    if not common.is_floating_point or name in MOVES or not x.dtype.is_floating_point:
         return None
     compute = torch.float32 if common in HALVES else common
     wide = x.to(compute)
@@ -379,8 +442,8 @@ def _float_reference(name: str, x: torch.Tensor, args: list[Any], kwargs: dict[s
             value = value.to(common)
         return value.to(compute)
 
-    if name == "exp_" or name == "pow_":
-        exponent = None
+    if name in TRANSCENDENTAL:
+        numbers: list[Any] = [a for a in args if not isinstance(a, torch.Tensor)]
         if name == "pow_":
             exponent = operand(args[0], rounded=True)
             if not isinstance(args[0], torch.Tensor):
@@ -397,9 +460,13 @@ def _float_reference(name: str, x: torch.Tensor, args: list[Any], kwargs: dict[s
                 }
                 if e in simple:
                     return Expected(values=[simple[e](wide).to(back)])
-        exact = _exact(name, wide, exponent)
+            numbers = [_wide(exponent.expand(x.shape))]
+        elif name != "gelu_":
+            numbers = [float(torch.tensor(n, dtype=compute)) for n in numbers]
+        with np.errstate(all="ignore"):
+            exact = np.asarray(TRANSCENDENTAL[name](_wide(wide), *numbers, **kwargs))
         if back == compute:
-            return Expected(exact=exact, ulp=2)
+            return Expected(exact=exact, ulp=ULP.get(name, 2))
         # Within 2 ulp of float32 (or float64), then rounded once.
         with np.errstate(over="ignore", under="ignore"):
             rounded = np.asarray(exact).astype(np.float32 if compute == torch.float32 else np.float64)
@@ -407,12 +474,34 @@ def _float_reference(name: str, x: torch.Tensor, args: list[Any], kwargs: dict[s
         inf = torch.tensor(float("inf"), dtype=compute)
         for direction in (inf, -inf):
             t = candidates[0]
-            for _ in range(2):
+            for _ in range(ULP.get(name, 2)):
                 t = torch.nextafter(t, direction)
                 candidates.append(t)
         return Expected(values=[t.to(back) for t in candidates])
-    if name == "sqrt_":
-        return Expected(values=[_sqrt(wide).to(back)])
+    if name in ("sqrt_", "rsqrt_"):
+        return Expected(values=[(_sqrt(wide) if name == "sqrt_" else 1 / _sqrt(wide)).to(back)])
+    if name == "addcmul_":
+        first, second = (operand(a, rounded=True) for a in args)
+        product = operand(kwargs.get("value", 1)) * first
+        fused = fused_multiply_add(product, second, wide)
+        return Expected(values=[fused.to(back), (wide + product * second).to(back)])
+    if name == "addcdiv_":
+        first, second = (operand(a, rounded=True) for a in args)
+        return Expected(values=[(wide + operand(kwargs.get("value", 1)) * first / second).to(back)])
+    if name in ("fmod_", "remainder_"):
+        # Exact, as in C: torch's vector loop gives NaN where the quotient is huge.
+        divisor = operand(args[0], rounded=True)
+        with np.errstate(invalid="ignore"):
+            mod = torch.from_numpy(np.asarray(np.fmod(*np.broadcast_arrays(wide.numpy(), divisor.numpy()))))
+        if name == "remainder_":
+            mod = torch.where((mod != 0) & ((divisor < 0) != (mod < 0)), mod + divisor, mod)
+        return Expected(values=[mod.reshape(x.shape).to(back)])
+    if name == "lerp_":
+        end, weight = operand(args[0]), operand(args[1])
+        near = weight.abs() < 0.5
+        start, factor = torch.where(near, wide, end), torch.where(near, weight, weight - 1)
+        fused = fused_multiply_add(factor, end - wide, start)
+        return Expected(values=[fused.to(back), (start + factor * (end - wide)).to(back)])
     if name in ("add_", "sub_") and alpha != 1:
         other = operand(args[0], rounded=True)
         scale = operand(alpha, rounded=True)
@@ -420,9 +509,11 @@ def _float_reference(name: str, x: torch.Tensor, args: list[Any], kwargs: dict[s
         fused = fused_multiply_add(other, scale, wide)
         return Expected(values=[fused.to(back), (wide + other * scale).to(back)])
     if half:
-        if name in UNARY:
-            return Expected(values=[getattr(torch.Tensor, name)(wide.clone()).to(back)])
-        rounded = name in ("add_", "sub_")
+        if name in ("masked_fill_", "where_", "nan_to_num_"):
+            return None  # torch has them in the dtype itself
+        if not operands:
+            return Expected(values=[form(name)(wide.clone(), **kwargs).to(back)])
+        rounded = name in ("add_", "sub_", "remainder_", "fmod_", "threshold_", *COMPARISONS)
         converted = [None if a is None else operand(a, rounded) for a in args]
         keywords = {k: operand(v) if k in _OPERANDS and v is not None else v for k, v in kwargs.items()}
         keywords.pop("alpha", None)
@@ -430,10 +521,10 @@ def _float_reference(name: str, x: torch.Tensor, args: list[Any], kwargs: dict[s
         converted = [c if c is None else c.expand(x.shape) for c in converted]
         keywords = {k: v.expand(x.shape) if isinstance(v, torch.Tensor) else v for k, v in keywords.items()}
         if not name.startswith("clamp"):
-            return Expected(
-                values=[getattr(torch.Tensor, name)(wide.clone(), *converted, **keywords).to(back)]
-            )
-        value = getattr(torch.Tensor, name)(wide.clone(), *converted, **keywords).to(back)
+            if name in ("threshold_", "leaky_relu_", "hardtanh_"):
+                converted = [float(c) for c in (operand(a, rounded) for a in args)]
+            return Expected(values=[form(name)(wide.clone(), *converted, **keywords).to(back)])
+        value = form(name)(wide.clone(), *converted, **keywords).to(back)
         return Expected(values=[value], zero_sign=False)
     return None
 
@@ -451,7 +542,7 @@ def expected(name: str, x: torch.Tensor, args: Sequence[Any], kwargs: dict[str, 
     )
     version = t._version
     try:
-        getattr(torch.Tensor, name)(t, *targs, **tkw)
+        form(name)(t, *targs, **tkw)
     except Exception as error:
         return Expected(error=type(error))
     version = t._version - version
@@ -462,12 +553,12 @@ def expected(name: str, x: torch.Tensor, args: Sequence[Any], kwargs: dict[str, 
         args = [a.clone() if isinstance(a, torch.Tensor) else a for a in args]
         kwargs = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in kwargs.items()}
         t = clone_strided(x)
-        getattr(torch.Tensor, name)(t, *args, **kwargs)
+        form(name)(t, *args, **kwargs)
     zero_dims = x.dim() == 0 and any(a.dtype != x.dtype for a in operands)
     want = None if zero_dims or x.dtype not in FLOATS else _float_reference(name, x, list(args), kwargs)
     if want is None:
         want = Expected(values=[t])
-    if name.startswith("clamp") and operands:
+    if name.startswith(("clamp", "maximum", "minimum")) and operands:
         want.zero_sign = False
     want.version, want.torch = version, t
     return want
@@ -598,3 +689,56 @@ def scalar_args(name: str, dtype: torch.dtype, seed: int) -> tuple[list[Any], di
         modes = ["floor", "trunc"] if dtype in INTS else ["floor", "trunc", None]
         kwargs = {"rounding_mode": r.choice(modes)}
     return [value], kwargs
+
+
+def sample_calls(
+    name: str, x: torch.Tensor, seed: int, layout: str = "contiguous"
+) -> list[tuple[list[Any], dict[str, Any]]]:
+    """Calls of any operation on x: with each kind of argument that it takes, tensors in the given layout."""
+    integer = x.dtype in INTS
+    is_bool = x.dtype == torch.bool
+
+    def tensor(k: int, shape: Sequence[int] | None = None) -> torch.Tensor:
+        data = make(x.shape if shape is None else shape, x.dtype, layout, seed + k)
+        return (
+            data.copy_(without(data.clone(), 0, *([-1] if x.dtype != torch.uint8 else [])))
+            if integer
+            else data
+        )
+
+    def mask(k: int, shape: Sequence[int] | None = None) -> torch.Tensor:
+        return make(x.shape if shape is None else shape, torch.bool, layout, seed + k)
+
+    row = x.shape[-1:]
+    number: Any = True if is_bool else 3 if integer else 0.7
+    if name in OPS:
+        calls = [default_args(name, x, seed, layout)]
+        return calls if name == "copy_" else [*calls, scalar_args(name, x.dtype, seed)]
+    if name in (*COMPARISONS, "remainder_", "fmod_"):
+        return [([tensor(1)], {}), ([number], {}), ([tensor(2, row)], {})]
+    table: dict[str, list[tuple[list[Any], dict[str, Any]]]] = {
+        "maximum_": [([tensor(1)], {}), ([tensor(2, row)], {})],
+        "masked_fill_": [
+            ([mask(1), number], {}),
+            ([mask(2, row), number], {}),
+            ([mask(3), tensor(4, ())], {}),
+        ],
+        "where_": [([mask(1), tensor(2)], {}), ([mask(3), number], {}), ([mask(4, row), tensor(5, row)], {})],
+        "addcmul_": [
+            ([tensor(1), tensor(2)], {}),
+            ([tensor(3), tensor(4)], {"value": 3 if integer else 0.3}),
+            ([tensor(5, row), tensor(6)], {"value": 2}),
+        ],
+        "lerp_": [([tensor(1), w], {}) for w in (0.3, 0.8, 1.7, tensor(2))],
+        "round_": [([], {})] if integer else [([], {}), ([], {"decimals": 1}), ([], {"decimals": -2})],
+        "nan_to_num_": [([], {}), ([1.5, 2.0, -3.0], {}), ([], {"posinf": 1.0})],
+        "threshold_": [([1, 7], {})] if integer else [([0.1, 7], {}), ([-1.5, 0.3], {})],
+        "hardtanh_": [([0, 5], {})] if integer else [([], {}), ([-0.3, 2], {})],
+        "leaky_relu_": [([], {}), ([0.2], {}), ([-1.5], {})],
+        "elu_": [([], {}), ([0.7], {})],
+        "celu_": [([], {}), ([0.7], {}), ([2.0], {})],
+        "softplus_": [([], {}), ([2, 5], {}), ([0.5], {})],
+        "gelu_": [([], {}), (["tanh"], {})],
+    }
+    table["minimum_"], table["addcdiv_"] = table["maximum_"], table["addcmul_"]
+    return table.get(name, [([], {})])

@@ -17,14 +17,17 @@ def sample(op: Op, dtype: torch.dtype) -> tuple[torch.Tensor, dict[str, Any]]:
 
     special: dict[str, Any] = {
         "mask": torch.tensor([True, False, True]),
-        "value": tensor(1)[0],
+        "value": 1 if op.name == "threshold_" else tensor(1)[0],
+        "threshold": 2,
+        "min_val": 1,
+        "max_val": 2,
         "n": 1,
         "p": 1,
     }
     arguments = {
         name: special.get(name, tensor(1, 3, 2))
         for name, default in op.parameters[1:]
-        if name != "*" and (not default or name in ("min", "max"))
+        if name != "*" and (not default or name in ("min", "max", "min_val", "max_val"))
     }
     if "rounding_mode" in op.parameter_names and not (dtype.is_floating_point or dtype.is_complex):
         arguments["rounding_mode"] = "floor"

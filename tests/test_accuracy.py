@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
@@ -15,7 +14,7 @@ from helpers import (
     CAPABILITIES,
     FLOATS,
     HALVES,
-    backend,
+    TRANSCENDENTAL,
     dtype_name,
     expect_path,
     fused_multiply_add,
@@ -23,27 +22,16 @@ from helpers import (
     matches,
     same_bits,
     special_values,
-    threads,
     ulp_distance,
 )
 
 import inplace_ext as ie
 
 mpmath.mp.prec = 200
-pytestmark = pytest.mark.skipif(not CAPABILITIES, reason="torch's accuracy is torch's")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Thousands of small calls wait for a pool of threads longer than they compute."""
-    with threads(1):
-        yield
-
-
-@pytest.fixture(autouse=True, params=CAPABILITIES)
-def capability(request: pytest.FixtureRequest) -> Iterator[str]:
-    with backend(request.param) as name:
-        yield name
+pytestmark = [
+    pytest.mark.skipif(not CAPABILITIES, reason="torch's accuracy is torch's"),
+    pytest.mark.usefixtures("one_thread", "capability"),
+]
 
 
 def bit_samples(
@@ -306,3 +294,48 @@ def test_every_rounding_of_float32_to_16_bits(dtype: torch.dtype) -> None:
     added = ie.add_(torch.zeros(len(values), dtype=dtype), values)
     expect_path("staged")
     assert matches(added, (values + 0).to(dtype)).all()
+
+
+# ---- functions of one argument ----------------------------------------------------------------------------
+
+#: Where the functions have their ordinary values.
+RANGES = {"log": (0.0, 100.0), "log1p_": (-1.0, 100.0), "sin_": (-200.0, 200.0), "cos_": (-200.0, 200.0)}
+BY_MPMATH = ("erf_", "gelu_")
+#: The bound of the table, where it is not 2 ulp.
+BOUND = {("gelu_", torch.float64): 3}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=dtype_name)
+@pytest.mark.parametrize("name", sorted(set(TRANSCENDENTAL) - {"pow_", "elu_", "celu_", "selu_"}))
+def test_functions_in_ulp(name: str, dtype: torch.dtype) -> None:
+    """A sample of what `make ulp` measures: ordinary numbers, numbers near 0 and 1, and any bits."""
+    low, high = RANGES.get(name, RANGES["log"] if name.startswith("log") else (-20.0, 20.0))
+    n = 800 if name in BY_MPMATH else 20_000
+    g = torch.Generator().manual_seed(7)
+    x = torch.cat([
+        torch.empty(n, dtype=dtype).uniform_(low, high, generator=g),
+        torch.empty(n, dtype=dtype).uniform_(-1, 1, generator=g),
+        1 + torch.empty(n // 2, dtype=dtype).uniform_(-1e-3, 1e-3, generator=g),
+        bit_samples(dtype, n, 3),
+    ])  # fmt: skip
+    for kwargs in ({}, {"approximate": "tanh"}) if name == "gelu_" else ({},):
+        result = getattr(ie, name)(x.clone(), **kwargs)
+        expect_path("loop")
+        with np.errstate(all="ignore"):
+            wide = longdouble(x) if dtype == torch.float64 else x.double().numpy()
+            exact = np.asarray(TRANSCENDENTAL[name](wide, **kwargs))
+        ulp, where = worst(result, exact, x)
+        assert ulp <= BOUND.get((name, dtype), 2), where
+
+
+@pytest.mark.parametrize("name", ["sin_", "cos_"])
+def test_sine_of_huge_numbers(name: str) -> None:
+    """Beyond the reach of the quick reduction, beside numbers within it: each as if it were alone."""
+    for dtype in (torch.float32, torch.float64):
+        x = torch.cat([torch.logspace(0, 30, 400, dtype=dtype), torch.linspace(-8, 8, 101, dtype=dtype)])
+        x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(1))]
+        whole = getattr(ie, name)(x.clone())
+        ulp, where = worst(whole, np.asarray(TRANSCENDENTAL[name](longdouble(x))), x)
+        assert ulp <= 2, where
+        alone = torch.cat([getattr(ie, name)(x[i : i + 1].clone()) for i in range(len(x))])
+        assert same_bits(whole, alone)

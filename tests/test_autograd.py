@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 import torch.autograd.forward_ad as fwAD
-from helpers import BACKENDS, BINARY, MOVES, OPS, UNARY, backend, expect_path, same_bits
+from helpers import BACKENDS, BINARY, MOVES, NATIVE, OPS, UNARY, backend, expect_path, form, same_bits
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import inplace_ext as ie
 from inplace_ext import testing
+from inplace_ext._table import OPS as TABLE
 
 
 # Which instruction set is active has no say in what is delegated.
@@ -25,34 +26,49 @@ def each_backend(request: pytest.FixtureRequest) -> Iterator[str]:
         yield name
 
 
+#: The operations that are methods of torch.Tensor.
+METHODS = [name for name in NATIVE if not TABLE[name].like]
+
+
+def reads_a_tensor(name: str) -> bool:
+    """Whether an operand that is a tensor of several elements may be given."""
+    return TABLE[name].takes_tensors and name not in ("fill_", "masked_fill_")
+
+
 def path_of(name: str) -> str:
     return "move" if name in MOVES else "loop"
 
 
 def operands(name: str, y: torch.Tensor | None = None) -> list[Any]:
     """Arguments that keep values in the range where all operations are smooth."""
-    if name in (*UNARY, "zero_"):
-        return []
     if name == "fill_":
         return [0.5]
-    if y is None:
-        y = torch.tensor(1.25) if name == "copy_" else 1.25  # type: ignore[assignment]
-    return [y, y + 1] if name == "clamp_" else [y]  # type: ignore[operator]
+    if name == "threshold_":
+        return [0.1, 7]
+    if name in ("masked_fill_", "where_"):
+        return [torch.tensor(True), 0.5 if y is None or name == "masked_fill_" else y]
+    if "other" in TABLE[name].parameter_names or name in BINARY or name in ("clamp_", "copy_"):
+        if y is None:
+            tensor = name in ("copy_", "maximum_", "minimum_")
+            y = torch.tensor(1.25) if tensor else 1.25  # type: ignore[assignment]
+        return [y, y + 1] if name == "clamp_" else [y]  # type: ignore[operator]
+    y = torch.tensor(1.25) if y is None else y
+    return {"addcmul_": [y, y], "addcdiv_": [y, y], "lerp_": [y, 0.3]}.get(name, [])
 
 
 def run(module: Any, name: str, x: torch.Tensor, *args: Any) -> torch.Tensor:
-    """The operation of this package, or torch's method."""
+    """The operation of this package, or torch's own form."""
     if module is ie:
         result = getattr(ie, name)(x, *args)
         assert result is x
         return result  # type: ignore[no-any-return]
-    return getattr(x, name)(*args)  # type: ignore[no-any-return]
+    return form(name)(x, *args)
 
 
 # ---- autograd ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("name", NATIVE)
 def test_leaf_that_requires_grad(name: str) -> None:
     x = torch.rand(5, requires_grad=True)
     before, version = x.detach().clone(), x._version
@@ -66,7 +82,7 @@ def test_leaf_that_requires_grad(name: str) -> None:
     expect_path("torch")
 
 
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("name", NATIVE)
 def test_leaf_without_grad_mode(name: str) -> None:
     """As optimizers do: native, and it moves the version."""
     for x in (torch.rand(5, requires_grad=True), torch.nn.Parameter(torch.rand(5))):
@@ -75,13 +91,13 @@ def test_leaf_without_grad_mode(name: str) -> None:
             assert getattr(ie, name)(x, *operands(name)) is x
             if type(x) is torch.Tensor:
                 expect_path(path_of(name))
-            getattr(twin, name)(*operands(name))
+            form(name)(twin, *operands(name))
         assert x.requires_grad and x.is_leaf and x.grad_fn is None
         assert x._version == twin._version == 1
         torch.testing.assert_close(x.detach(), twin.detach())
 
 
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("name", NATIVE)
 def test_parameter_without_grad_mode_is_native(name: str) -> None:
     """A Parameter is a plain tensor under no_grad: the optimizer's case must be the fast one."""
     p = torch.nn.Parameter(torch.rand(5))
@@ -92,7 +108,7 @@ def test_parameter_without_grad_mode_is_native(name: str) -> None:
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "strided"])
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("name", NATIVE)
 def test_gradients_by_delegation(name: str, layout: str) -> None:
     grads = []
     for module in (ie, torch):
@@ -133,7 +149,7 @@ def test_gradients_flow_through_either_operand() -> None:
     assert not z.requires_grad
 
 
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("name", NATIVE)
 def test_stale_saved_tensor_is_caught(name: str) -> None:
     """exp saves its result: writing it afterwards makes backward raise, also when written under no_grad."""
     for guard in (torch.no_grad, torch.enable_grad):
@@ -210,11 +226,11 @@ def test_gradcheck() -> None:
 # ---- inference mode ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("name", NATIVE)
 def test_inference_tensors(name: str) -> None:
     with torch.inference_mode():
         inside = torch.rand(5)
-        want = getattr(inside.clone(), name)(*operands(name))
+        want = form(name)(inside.clone(), *operands(name))
         assert getattr(ie, name)(inside, *operands(name)) is inside
         expect_path(path_of(name))
         torch.testing.assert_close(inside, want)
@@ -224,7 +240,7 @@ def test_inference_tensors(name: str) -> None:
         getattr(ie, name)(inside, *operands(name))
     assert same_bits(inside.clone(), before)
     with pytest.raises(RuntimeError, match=r"[Ii]nference tensor"):
-        getattr(inside, name)(*operands(name))
+        form(name)(inside, *operands(name))
 
 
 def test_inference_tensor_as_operand_and_normal_tensor_inside() -> None:
@@ -255,10 +271,13 @@ def test_inference_tensor_as_operand_and_normal_tensor_inside() -> None:
 # ---- functorch and forward mode ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("name", NATIVE)
 def test_vmap(name: str) -> None:
     x, y = torch.rand(3, 5) + 0.5, torch.rand(3, 5) + 0.5
     args = operands(name, y)
+    args = [
+        torch.tensor([True, False, True]) if isinstance(a, torch.Tensor) and a.dim() == 0 else a for a in args
+    ]
     batched = [a for a in args if isinstance(a, torch.Tensor)]
     rest = [a for a in args if not isinstance(a, torch.Tensor)]
     paths = []
@@ -296,7 +315,7 @@ def test_grad_and_jvp_of_torch_func() -> None:
     torch.testing.assert_close(functional, g(x))
 
 
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("name", NATIVE)
 def test_forward_mode(name: str) -> None:
     x, t = torch.rand(4, dtype=torch.float64) + 0.5, torch.rand(4, dtype=torch.float64)
     results = []
@@ -357,18 +376,19 @@ class Subclass(torch.Tensor):
         return super().__torch_function__(func, types, args, kwargs or {})
 
 
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("name", METHODS)
 def test_dispatch_mode_sees_the_operation(name: str) -> None:
     x = torch.rand(4)
     with Recorder() as mode:
         assert getattr(ie, name)(x, *operands(name)) is x
         expect_path("torch")
-    assert any(name in seen or name.replace("relu_", "clamp_min_") in seen for seen in mode.seen), mode.seen
+    also = {"relu_": "clamp_min_", "square_": "pow_"}.get(name, name)
+    assert any(name in seen or also in seen for seen in mode.seen), mode.seen
     getattr(ie, name)(x, *operands(name))
     expect_path(path_of(name))
 
 
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("name", METHODS)
 def test_function_mode_sees_the_operation(name: str) -> None:
     x, y = torch.rand(4), torch.rand(4)
     with FunctionRecorder() as mode:
@@ -378,7 +398,7 @@ def test_function_mode_sees_the_operation(name: str) -> None:
     assert mode.seen.count(name) == 2, mode.seen
 
 
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("name", METHODS)
 def test_subclass(name: str) -> None:
     Subclass.seen = []
     data = torch.rand(4)
@@ -386,9 +406,9 @@ def test_subclass(name: str) -> None:
     assert getattr(ie, name)(x, *operands(name)) is x
     expect_path("torch")
     assert type(x) is Subclass and Subclass.seen == [name]
-    want = getattr(data.clone(), name)(*operands(name))
+    want = form(name)(data.clone(), *operands(name))
     assert same_bits(x.as_subclass(torch.Tensor), want)
-    if name not in (*UNARY, "zero_", "fill_"):
+    if reads_a_tensor(name):
         plain = torch.rand(4)
         y = torch.rand(4).as_subclass(Subclass)
         getattr(ie, name)(plain, *operands(name, y))
@@ -410,7 +430,7 @@ def test_objects_with_torch_function(name: str) -> None:
     expect_path("torch")
 
 
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("name", NATIVE)
 def test_fake_tensors(name: str) -> None:
     with FakeTensorMode() as mode:
         x = torch.rand(4, 5)
@@ -418,11 +438,15 @@ def test_fake_tensors(name: str) -> None:
         expect_path("torch")
         assert x.shape == (4, 5)
     fake = mode.from_tensor(torch.rand(3))
-    getattr(ie, name)(fake, *operands(name, mode.from_tensor(torch.rand(3))))
+    args = [
+        mode.from_tensor(a) if type(a) is torch.Tensor else a
+        for a in operands(name, mode.from_tensor(torch.rand(3)))
+    ]
+    getattr(ie, name)(fake, *args)
     expect_path("torch")
 
 
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("name", NATIVE)
 def test_make_fx_traces_the_operation(name: str) -> None:
     from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -463,7 +487,7 @@ def both(name: str, make: Callable[[], torch.Tensor], args: list[Any] | None = N
         torch.testing.assert_close(ours, theirs, equal_nan=True)
 
 
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("name", NATIVE)
 def test_complex(name: str) -> None:
     for dtype in (torch.complex64, torch.complex128, torch.complex32):
         both(name, lambda dtype=dtype: torch.tensor([1 + 2j, -3 + 0.5j]).to(dtype))
@@ -474,7 +498,7 @@ def test_complex(name: str) -> None:
         )
 
 
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("name", NATIVE)
 def test_conjugate_and_negative_views(name: str) -> None:
     """Lazy bits: the memory is not what the tensor means."""
     both(name, lambda: torch.tensor([1 + 2j, -3 + 0.5j]).conj())
@@ -485,7 +509,7 @@ def test_conjugate_and_negative_views(name: str) -> None:
         both(name, lambda: torch.tensor([1.0, 2.0]), [negative, None] if name == "clamp_" else [negative])
 
 
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("name", NATIVE)
 def test_meta_tensors(name: str) -> None:
     both(name, lambda: torch.empty(3, 4, device="meta"))
     if name in BINARY:
@@ -493,7 +517,7 @@ def test_meta_tensors(name: str) -> None:
         both(name, lambda: torch.ones(3, 4), [torch.empty(4, device="meta")])
 
 
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("name", NATIVE)
 def test_sparse_tensors(name: str) -> None:
     dense = torch.tensor([[0.0, 2.0], [3.0, 0.0]])
     both(name, dense.to_sparse)
@@ -514,7 +538,7 @@ def test_named_tensors() -> None:
             assert x.names == ("n", "c")
 
 
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("name", NATIVE)
 def test_expanded_tensors(name: str) -> None:
     """fill_ and zero_ are allowed, the others raise: as in torch."""
     both(name, lambda: torch.ones(1, 3).expand(4, 3))
@@ -524,7 +548,7 @@ def test_expanded_tensors(name: str) -> None:
     assert getattr(ie, name)(empty, *operands(name)) is empty
 
 
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("name", NATIVE)
 def test_unsupported_dtypes(name: str) -> None:
     for dtype in (torch.uint16, torch.uint32, torch.uint64, torch.float8_e4m3fn):
         both(name, lambda dtype=dtype: torch.ones(3).to(dtype))

@@ -8,13 +8,12 @@ import itertools
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from helpers import (
-    BACKENDS,
     BINARY,
     CAPABILITIES,
     DTYPES,
@@ -45,26 +44,9 @@ from helpers import (
 import inplace_ext as ie
 from inplace_ext import testing
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 needs_native = pytest.mark.skipif(not CAPABILITIES, reason="no compiled module")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Thousands of small calls wait for a pool of threads longer than they compute."""
-    with threads(1):
-        yield
-
-
-@pytest.fixture(params=BACKENDS)
-def any_backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    with backend(request.param) as name:
-        yield name
-
-
-@pytest.fixture(params=CAPABILITIES)
-def capability(request: pytest.FixtureRequest) -> Iterator[str]:
-    with backend(request.param) as name:
-        yield name
 
 
 # ---- the object -------------------------------------------------------------------------------------------

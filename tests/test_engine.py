@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -18,7 +18,6 @@ from helpers import (
     INTS,
     LAYOUTS,
     UNARY,
-    backend,
     bits,
     clone_strided,
     dtype_name,
@@ -35,7 +34,10 @@ from helpers import (
 import inplace_ext as ie
 from inplace_ext import _native, testing
 
-pytestmark = pytest.mark.skipif(not CAPABILITIES, reason="no compiled module")
+pytestmark = [
+    pytest.mark.skipif(not CAPABILITIES, reason="no compiled module"),
+    pytest.mark.usefixtures("one_thread", "capability"),
+]
 
 COMPUTE = {
     "f32": torch.float32,
@@ -47,21 +49,11 @@ COMPUTE = {
     "i64": torch.int64,
 }
 ROUND = {"f32": torch.float32, "f64": torch.float64, "f16": torch.float16, "bf16": torch.bfloat16}
-Stages = list[tuple[Any, Any, Any]]
-LIMITS = _native.module.build_info()["program_limits"] if _native.module else {}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Thousands of small calls wait for a pool of threads longer than they compute."""
-    with threads(1):
-        yield
-
-
-@pytest.fixture(autouse=True, params=CAPABILITIES)
-def capability(request: pytest.FixtureRequest) -> Iterator[str]:
-    with backend(request.param) as name:
-        yield name
+Stages = list[tuple[Any, ...]]
+BUILD = _native.module.build_info() if _native.module else {"program_limits": {}, "operations": {}}
+LIMITS = BUILD["program_limits"]
+#: Name of each operation of the table: number of operands, whether they must be numbers, compute types.
+FORMS: dict[str, tuple[int, bool, list[str]]] = BUILD["operations"]
 
 
 def run(compute: str, stages: Stages, tensors: Sequence[torch.Tensor], scalars: Sequence[float] = ()) -> None:
@@ -99,6 +91,23 @@ def _add_scaled(a: torch.Tensor, b: torch.Tensor, alpha: torch.Tensor) -> torch.
     return torch.stack([ie.add_(x.clone(), y, alpha=k.item()) for x, y, k in zip(a, b, alpha, strict=True)])
 
 
+def _number(t: torch.Tensor) -> Any:
+    """What an operand that is a number holds in every element."""
+    return t.reshape(-1)[0].item() if t.numel() else 1
+
+
+def _with_numbers(name: str, **kwargs: Any) -> Callable[..., torch.Tensor]:
+    return lambda a, *numbers: getattr(ie, name)(a.clone(), *map(_number, numbers), **kwargs)
+
+
+def _addc(name: str) -> Callable[..., torch.Tensor]:
+    return lambda a, b, c, value: getattr(ie, name)(a.clone(), b, c, value=_number(value))
+
+
+def _compare(f: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    return lambda a, b: f(a, b).to(a.dtype)
+
+
 #: Every operation of the table, as functions of tensors of the compute dtype.
 REFERENCE: dict[str, Callable[..., torch.Tensor]] = {
     "add_": torch.add,
@@ -108,35 +117,49 @@ REFERENCE: dict[str, Callable[..., torch.Tensor]] = {
     "clamp_": lambda a, lo, hi: _lower(hi, _upper(lo, a)),
     "clamp_min_": lambda a, lo: _upper(lo, a),
     "clamp_max_": lambda a, hi: _lower(hi, a),
-    "pow_": _single("pow_"),
-    "exp_": _single("exp_"),
-    "sqrt_": _single("sqrt_"),
-    "neg_": torch.neg,
     "relu_": lambda a: _upper(torch.zeros_like(a), a),
     "div_trunc": lambda a, b: torch.div(a, b, rounding_mode="trunc"),
     "div_floor": lambda a, b: torch.div(a, b, rounding_mode="floor"),
-    "square": lambda a: a * a,
+    "addcmul_": _addc("addcmul_"),
+    "addcdiv_": _addc("addcdiv_"),
+    "square_": lambda a: a * a,
     "cube": lambda a: a * a * a,
-    "rsqrt": lambda a: 1 / _single("sqrt_")(a),
-    "reciprocal": lambda a: 1 / a,
+    "reciprocal_": lambda a: 1 / a,
     "reciprocal_square": lambda a: 1 / (a * a),
-    "maximum": _maximum,
-    "minimum": _minimum,
+    "round_places": lambda a, power: (a * power).round() / power,
+    "round_tens": lambda a, power: (a / power).round() * power,
+    "maximum_": _maximum,
+    "minimum_": _minimum,
     "clamp_between": lambda a, lo, hi: _minimum(_maximum(a, lo), hi),
+    "nan_to_num_": _with_numbers("nan_to_num_"),
+    "masked_fill_": lambda a, mask, value: torch.where(mask != 0, value, a),
+    "where_": lambda a, mask, other: torch.where(mask != 0, a, other),
+    "eq_": _compare(torch.eq),
+    "ne_": _compare(torch.ne),
+    "lt_": _compare(torch.lt),
+    "le_": _compare(torch.le),
+    "gt_": _compare(torch.gt),
+    "ge_": _compare(torch.ge),
     "logical_or": lambda a, b: ((a | b) != 0).to(a.dtype),
     "logical_and": lambda a, b: ((a != 0) & (b != 0)).to(a.dtype),
+    "threshold_": lambda a, threshold, value: torch.where(a <= threshold, value, a),
+    "leaky_relu_": lambda a, slope: torch.where(a > 0, a, a * slope),
+    "elu_": lambda a, negative, positive, scale: torch.where(
+        a > 0, a * positive, ie.expm1_(a * scale) * negative
+    ),
+    "softplus_": _with_numbers("softplus_"),
+    "gelu_tanh": _with_numbers("gelu_", approximate="tanh"),
+    "add_scaled": _add_scaled,
 }
-OPERANDS = {name: 1 for name in REFERENCE} | dict.fromkeys(("clamp_", "clamp_between", "add_scaled"), 2)
-OPERANDS |= dict.fromkeys([*UNARY, "square", "cube", "rsqrt", "reciprocal", "reciprocal_square"], 0)
-FLOAT_ONLY = {"div_", "exp_", "sqrt_", "rsqrt", "reciprocal", "reciprocal_square"}
+# The others are public and take their operands as they are.
+REFERENCE |= {name: _single(name) for name in FORMS if name not in REFERENCE}
+OPERANDS = {name: count for name, (count, _, _) in FORMS.items()}
 UINT8_ONLY = {"logical_or", "logical_and"}
-REFERENCE["add_scaled"] = _add_scaled
+MASKED = ("masked_fill_", "where_")
 
 
 def built(name: str, compute: str) -> bool:
-    if name in UINT8_ONLY:
-        return compute == "u8"
-    return compute in ("f32", "f64") or name not in FLOAT_ONLY
+    return compute in FORMS[name][2]
 
 
 def interpret(
@@ -144,7 +167,7 @@ def interpret(
 ) -> list[torch.Tensor]:
     """The stages one by one over whole contiguous tensors; returns what each tensor holds in the end."""
     dtype = COMPUTE[compute]
-    written = [name == "store" and b[0] == "t" and b[1] for name, b, _ in stages]
+    written = [name == "store" and b[0] == "t" and b[1] for name, b, *_ in stages]
     shape = tensors[next(w for w in written if w is not False)].shape
     state = [t.clone() for t in tensors]
     temporaries: dict[int, torch.Tensor] = {}
@@ -160,7 +183,7 @@ def interpret(
             )
         return (temporaries[index] if kind == "r" else state[index].to(dtype)).expand(shape).contiguous()
 
-    for name, b, c in stages:
+    for name, b, *rest in stages:
         if name == "load":
             a = value(b)
         elif name == "store":
@@ -172,6 +195,7 @@ def interpret(
             a = a.to(ROUND[b]).to(dtype)
         elif name == "add_scaled":
             # One call for each distinct alpha; operands vary along the rows.
+            (c,) = rest
             alpha = value(c)
             columns = [t.reshape(-1, 1) for t in (a, value(b))]
             if c[0] == "s":
@@ -179,7 +203,7 @@ def interpret(
             else:
                 a = _add_scaled(*columns, alpha.reshape(-1)).reshape(shape)
         else:
-            operands = [value(o) for o in (b, c) if o is not None]
+            operands = [value(o) for o in (b, *rest) if o is not None]
             a = REFERENCE[name](a.contiguous(), *operands)
     return state
 
@@ -192,7 +216,7 @@ def check_program(
     path: str | None = "program",
 ) -> None:
     __tracebackhide__ = True
-    stored = {b[1] for name, b, _ in stages if name == "store" and b[0] == "t"}
+    stored = {b[1] for name, b, *_ in stages if name == "store" and b[0] == "t"}
     want = interpret(compute, stages, tensors, scalars)
     before = [clone_strided(t) for t in tensors]
     versions = [t._version for t in tensors]
@@ -221,7 +245,10 @@ S0, S1 = ("s", 0), ("s", 1)
 # ---- a program of one stage is the operation --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sorted(REFERENCE))
+PAIRS = (["s", "s"], ["t", "t"], ["s", "t"], ["t", "s"])
+
+
+@pytest.mark.parametrize("name", sorted(FORMS))
 def test_one_stage(name: str) -> None:
     """Each operation of the table in each compute type, with scalar and tensor operands: as a plain loop."""
     for compute, dtype in COMPUTE.items():
@@ -229,9 +256,10 @@ def test_one_stage(name: str) -> None:
             continue
         if name in UINT8_ONLY:
             dtype = torch.bool  # their plain loops; test_forms_that_no_public_operation_has runs the rest
-        for operands in ({0: [[]], 1: [["s"], ["t"]], 2: [["s", "s"], ["t", "t"], ["s", "t"], ["t", "s"]]})[
-            OPERANDS[name]
-        ]:
+        kinds = [[]] if OPERANDS[name] == 0 else [["s"], ["t"]] if OPERANDS[name] == 1 else list(PAIRS)
+        if FORMS[name][1]:
+            kinds = [["s"] * min(OPERANDS[name], 2)]
+        for operands in kinds:
             for layout in ("contiguous", "step"):
                 n = 67 if name == "add_scaled" else 600
                 x = make((n,), dtype, layout, 1, specials=0)
@@ -243,11 +271,11 @@ def test_one_stage(name: str) -> None:
                         if dtype in INTS:
                             y.copy_(y.clone().clamp(1, 5))
                         tensors.append(y)
-                pads = [*b_c, None, None][:2]
+                pads = [*b_c, None, None][:2] + [("s", 2)] * (OPERANDS[name] == 3)
                 stages: Stages = [("load", T0, None), (name, *pads), ("store", T0, None)]
-                check_program(
-                    compute, stages, tensors, [2, 3], path="loop" if layout == "contiguous" else "staged"
-                )
+                # A mask that is no bool tensor is converted to one.
+                loops = layout == "contiguous" and not (name in MASKED and operands[0] == "t")
+                check_program(compute, stages, tensors, [2, 3, 5], path="loop" if loops else "staged")
 
 
 CORNERS: list[tuple[str, Stages, list[Any], list[Any], list[Any]]] = [
@@ -292,7 +320,7 @@ def test_one_stage_is_the_public_operation(name: str) -> None:
             count = {"clamp_": 2}.get(name, 0 if name in UNARY else 1)
             operands = [make((9, 75), dtype, "offset", k, specials=0) for k in range(count)]
             ours, theirs = clone_strided(x), clone_strided(x)
-            kernel = {"clamp_min_": "maximum", "clamp_max_": "minimum", "clamp_": "clamp_between"}.get(
+            kernel = {"clamp_min_": "maximum_", "clamp_max_": "minimum_", "clamp_": "clamp_between"}.get(
                 name, name
             )
             pads = [("t", k + 1) for k in range(count)] + [None, None]
@@ -364,7 +392,7 @@ def test_special_values_in_a_chain() -> None:
             ("load", T0, None),
             ("mul_", T1, None),
             ("relu_", None, None),
-            ("maximum", T1, None),
+            ("maximum_", T1, None),
             ("neg_", None, None),
             ("store", T0, None),
         ]
@@ -484,14 +512,15 @@ def random_program(r: random.Random, compute: str) -> tuple[Stages, list[torch.T
         r.choice([0.5, -1.25, 2.0, 3.1, 1e-3]) if floating else r.randint(1, 5) for _ in range(6)
     ]
     # div_floor and powers of what a chain makes leave the range where all agree: few, and by number.
-    names = [n for n in REFERENCE if built(n, compute) and n not in ("add_scaled", "pow_")]
+    names = [n for n in FORMS if built(n, compute) and n not in ("add_scaled", "pow_")]
     stored: set[int] = set()
     temporaries: list[int] = []
     stages: Stages = []
 
     def operand(name: str) -> tuple[str, int]:
         kind = r.random()
-        if kind < 0.35 or (name.startswith("div_") and not floating):
+        divides = name.startswith("div_") or name in ("fmod_", "remainder_")
+        if kind < 0.35 or (divides and not floating) or (name in FORMS and FORMS[name][1]):
             return ("s", r.randrange(len(scalars)))
         if kind < 0.5 and temporaries:
             return ("r", r.choice(temporaries))
@@ -521,7 +550,7 @@ def random_program(r: random.Random, compute: str) -> tuple[Stages, list[torch.T
         else:
             name = r.choice(names)
             b, c = [operand(name) if k < OPERANDS[name] else None for k in range(2)]
-            stages.append((name, b, c))
+            stages.append((name, b, c, *[("s", r.randrange(len(scalars)))] * (OPERANDS[name] == 3)))
     stages.append(("store", ("t", 0), None))
     return stages, tensors, scalars
 
@@ -585,7 +614,7 @@ def test_a_program_at_every_limit() -> None:
             ("s", -k % LIMITS["scalars"]),
             ("r", k % LIMITS["temporaries"]),
         ][k % 3]
-        stages.append((["add_", "sub_", "maximum", "minimum"][k % 4], operand, None))
+        stages.append((["add_", "sub_", "maximum_", "minimum_"][k % 4], operand, None))
     stages.append(("store", ("t", LIMITS["tensors"] - 1), None))
     check_program("f32", stages, tensors, scalars)
 

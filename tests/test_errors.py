@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from helpers import (
-    BACKENDS,
     BINARY,
     CAPABILITIES,
     DTYPES,
@@ -18,7 +16,6 @@ from helpers import (
     MOVES,
     OPS,
     UNARY,
-    backend,
     check,
     clone_strided,
     dtype_name,
@@ -31,12 +28,6 @@ from helpers import (
 
 import inplace_ext as ie
 from inplace_ext import testing
-
-
-@pytest.fixture(params=BACKENDS)
-def any_backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    with backend(request.param) as name:
-        yield name
 
 
 def raises_as_torch(name: str, x: torch.Tensor, *args: Any, **kwargs: Any) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -24,7 +23,6 @@ from helpers import (
     make_data,
     matches,
     same_bits,
-    threads,
     without,
 )
 from hypothesis import HealthCheck, assume, given, settings
@@ -33,12 +31,7 @@ from hypothesis import strategies as st
 import inplace_ext as ie
 from inplace_ext import testing
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Thousands of small calls wait for a pool of threads longer than they compute."""
-    with threads(1):
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 common = settings(

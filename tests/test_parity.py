@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import random
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from helpers import (
     INTS,
     LAYOUTS,
     MOVES,
+    NATIVE,
     OPS,
     UNARY,
     VECTOR_BYTES,
@@ -47,14 +47,9 @@ from torch.testing._internal.common_methods_invocations import op_db
 import inplace_ext as ie
 from inplace_ext import testing
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Thousands of small calls wait for a pool of threads longer than they compute."""
-    with threads(1):
-        yield
 
 
 def move_or(name: str, path: str) -> str:
@@ -63,17 +58,21 @@ def move_or(name: str, path: str) -> str:
 
 # ---- OpInfo -----------------------------------------------------------------------------------------------
 
-_OPINFO_NAMES = {"nn.functional.relu": "relu_", "zero_": "zero_"}
+
+def _name_of(info: Any) -> str:
+    return str(info.name).removeprefix("nn.functional.").removesuffix("_") + "_"
+
+
 OPINFOS = [
-    (_OPINFO_NAMES.get(info.name, info.name + "_"), info)
+    (_name_of(info), info)
     for info in op_db
-    if _OPINFO_NAMES.get(info.name, info.name + "_") in OPS
+    if _name_of(info) in NATIVE and info.supported_dtypes("cpu") & set(DTYPES)
 ]
 
 
 def test_opinfo_covers_the_operations() -> None:
     # torch has no OpInfo of copy_; the tests below have samples of their own for it.
-    assert {name for name, _ in OPINFOS} == set(OPS) - {"copy_"}
+    assert {name for name, _ in OPINFOS} == set(NATIVE) - {"copy_"}
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "offset", "transposed", "step"])
@@ -84,16 +83,24 @@ def test_opinfo_covers_the_operations() -> None:
 )
 def test_opinfo(name: str, info: Any, layout: str) -> None:
     """All samples of all dtypes, also those that an in-place method refuses."""
+    if name not in OPS and layout in ("offset", "transposed"):
+        pytest.skip("one operation of each form stands for the others")
     ran = 0
     for dtype in sorted(info.supported_dtypes("cpu") & set(DTYPES), key=str):
         for seed, sample in enumerate(info.sample_inputs("cpu", dtype, requires_grad=False)):
             x = make(sample.input.shape, dtype, layout, seed, data=sample.input)
             args, kwargs = list(sample.args), dict(sample.kwargs)
-            if name in ("div_", "pow_") and dtype in INTS:
-                args = [without(a.clone().reshape(-1), 0, -1).reshape(a.shape) for a in args]
+            kwargs.pop("inplace", None)
+            if name in ("div_", "pow_", "remainder_", "fmod_") and dtype in INTS:
+                args = [
+                    without(a.clone().reshape(-1), 0, -1).reshape(a.shape)
+                    if isinstance(a, torch.Tensor)
+                    else a
+                    for a in args
+                ]
             check(name, x, *args, torch_too=layout == "step", **kwargs)
             ran += 1
-    assert ran >= 9
+    assert ran >= 1
 
 
 @pytest.mark.parametrize("name", BINARY)

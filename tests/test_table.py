@@ -3,6 +3,7 @@
 import doctest
 import inspect
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from table_samples import DTYPES, sample
 
 import inplace_ext as ie
 from inplace_ext import _native
+from inplace_ext._delegate import torch_method
 from inplace_ext._table import EXCLUDED, OPS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,7 +26,7 @@ def test_every_inplace_method_of_tensor_is_accounted_for():
     excluded = [name for names in EXCLUDED.values() for name in names.split()]
     assert len(excluded) == len(set(excluded))
     assert not set(OPS) & set(excluded)
-    assert methods == set(OPS) | set(excluded)
+    assert methods == {name for name, op in OPS.items() if not op.like} | set(excluded)
 
 
 @pytest.mark.skipif(_native.module is None, reason="no compiled module")
@@ -40,7 +42,28 @@ def test_package_exports_the_table():
         assert hasattr(ie, name)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name, op in OPS.items() if op.like])
+def test_signature_is_that_of_torchs_function(name):
+    if name == "where_":
+        pytest.skip("torch.where has the mask first")
+    function = getattr(torch.nn.functional, name[:-1], None) or getattr(torch, name[:-1])
+    doc = function.__doc__.strip().partition("\n")[0].replace("=False", "=0")
+    try:
+        theirs = [p for p in inspect.signature(function).parameters.values() if p.name != "inplace"]
+        theirs = [(p.name, p.default) for p in theirs]
+    except ValueError:  # built in: its documentation begins with the signature
+        names = re.search(r"\((.*?)(, \*, out=None)?\)", doc).group(1).split(", ")
+        pairs = [n.replace(" ", "").partition("=") for n in names]
+        theirs = [
+            (n, float(d) if e and "'" not in d else d[1:-1] if e else inspect.Parameter.empty)
+            for n, e, d in pairs
+            if n != "inplace"
+        ]
+    ours = [(p.name, p.default) for p in inspect.signature(getattr(ie, name)).parameters.values()]
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("name", [name for name, op in OPS.items() if not op.like])
 def test_signature_is_torchs(name):
     # copy_ has overloads for TorchScript that no Python call reaches.
     schemas = [
@@ -69,7 +92,7 @@ def test_signature_is_torchs(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_operation_takes_the_documented_dtypes_and_agrees_with_torch(name):
     op = OPS[name]
-    function, method = getattr(ie, name), getattr(torch.Tensor, name)
+    function, method = getattr(ie, name), torch_method(op)
     for dtype in DTYPES:
         x, arguments = sample(op, dtype)
         # torch's methods do not take every parameter by the name that torch documents.
@@ -109,7 +132,8 @@ def test_docstring_has_its_sections_and_its_example_runs(name):
         "Source: ",
     ):
         assert f"\n{section}" in doc
-    assert f"Same as :meth:`torch.Tensor.{name}`" in doc
+    like = OPS[name].like
+    assert (f"Same as :func:`{like}`" if like else f"Same as :meth:`torch.Tensor.{name}`") in doc
     run_doctest(name, doc)
 
 

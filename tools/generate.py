@@ -41,6 +41,7 @@ def stub() -> str:
         '_T = TypeVar("_T", bound=Tensor)',
         "Number: TypeAlias = bool | int | float | complex",
         'RoundingMode: TypeAlias = Literal["trunc", "floor"]',
+        'Approximate: TypeAlias = Literal["none", "tanh"]',
         "",
         "__all__ = [  # noqa: RUF022",
         *(f'    "{name}",' for name in table.OPS),
@@ -54,6 +55,7 @@ def stub() -> str:
             parameters = ", ".join(filter(None, ["input: _T", overload]))
             line = f"def {op.name}({parameters}) -> _T: ..."
             # As ruff would have it.
+            line = line.replace("'", '"')
             lines += [line] if len(line) <= 110 else [f"def {op.name}(", f"    {parameters}", ") -> _T: ..."]
     return "\n".join(lines) + "\n"
 

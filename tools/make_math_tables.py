@@ -222,9 +222,231 @@ def generate():
         hi = mp.nint(v * mpf(2) ** 42) / mpf(2) ** 42
         add(f"    {{{hexa(hi)}, {hexa(to_double(v - hi))}}},")
     add("};")
+    exp2_and_logarithms(array, scalar, truncated, add)
+    trigonometry(array, scalar, truncated, add)
+    hyperbolic_and_error(array, scalar)
     add("")
     add("} // namespace inplace_ext::tables")
     return "\n".join(lines) + "\n"
+
+
+def exp2_and_logarithms(array, scalar, truncated, add):
+    ln2, ln10 = mp.log(2), mp.log(10)
+    h = mpf("0.5005")
+
+    def exp2_part(f):
+        return ln2 if f == 0 else (mpf(2) ** f - 1) / f
+
+    for name, ctype, degree, rounder in (
+        ("kExp2F", "float", 6, to_float),
+        ("kExp2", "double", 12, to_double),
+    ):
+        c = [
+            mpf(1),
+            *fit(exp2_part, degree, lambda f: (abs(f) + mpf("0.02")) * mpf(2) ** -f, -h, h, rounder),
+        ]
+        e = error(c, lambda f: mpf(2) ** f, -h, h)
+        array(name, ctype, c, [f"2^f, |f| <= 1/2, degree {degree}, relative error {bits(e)}."])
+
+    lo, hi = (mp.sqrt(mpf(1) / 2) - 1) * mpf("1.001"), (mp.sqrt(2) - 1) * mpf("1.001")
+
+    def log1p_part(f):
+        return mpf(1) / 3 if abs(f) < mpf("1e-30") else (mp.log1p(f) - f + f * f / 2) / f**3
+
+    c = fit(log1p_part, 8, lambda f: f * f + mpf("0.002"), lo, hi, to_float)
+    e = max(
+        abs(f * f * f * (sum(ci * f**i for i, ci in enumerate(c)) - log1p_part(f)) / mp.log1p(f))
+        for f in (lo + (hi - lo) * i / 2001 for i in range(2002))
+    )
+    array(
+        "kLog1pF",
+        "float",
+        c,
+        [
+            "log(1 + f) = f - f^2/2 + f^3 P(f), sqrt(1/2) - 1 <= f <= sqrt(2) - 1;",
+            f"relative error of the logarithm {bits(e)}.",
+        ],
+    )
+
+    zmax = ((mp.sqrt(2) - 1) / (mp.sqrt(2) + 1)) ** 2 * mpf("1.001")
+
+    def atanh_part(z):
+        return mpf(2) / 3 if z == 0 else (2 * mp.atanh(mp.sqrt(z)) / mp.sqrt(z) - 2) / z
+
+    c = fit(atanh_part, 7, lambda z: z + mpf("0.002"), mpf(0), zmax, to_double)
+    e = error(c, atanh_part, mpf(0), zmax) * zmax / 2
+    array(
+        "kLogAtanh",
+        "double",
+        c,
+        [
+            "log(1 + f) = 2 s + s^3 P(s^2), s = f / (2 + f), sqrt(1/2) - 1 <= f <= sqrt(2) - 1;",
+            f"relative error of the logarithm {bits(e)}.",
+        ],
+    )
+
+    zmax = mpf(1) / 9 * mpf("1.001")
+
+    def whole_atanh(z):
+        return mpf(2) if z == 0 else 2 * mp.atanh(mp.sqrt(z)) / mp.sqrt(z)
+
+    c = fit(whole_atanh, 7, lambda z: 1 / whole_atanh(z), mpf(0), zmax, to_double)
+    e = error(c, whole_atanh, mpf(0), zmax)
+    array(
+        "kAtanhForFloat",
+        "double",
+        c,
+        [f"2 atanh(s) = s P(s^2), 0 <= s <= 1/3, relative error {bits(e)}: for float results only."],
+    )
+
+    add("")
+    add("// Factors of the logarithms to base 2 and 10; log10(2) with a high part as short as that of ln 2.")
+    for suffix, ctype, rounder, step in (("F", "float", to_float, -16), ("", "double", to_double, -42)):
+        for name, value in (("kLog2e", 1 / ln2), ("kLog10e", 1 / ln10)):
+            high = mpf(rounder(value))
+            scalar(f"{name}Hi{suffix}", ctype, high)
+            scalar(f"{name}Lo{suffix}", ctype, rounder(value - high))
+        value = ln2 / ln10
+        high = truncated(value, mpf(2) ** step)
+        scalar(f"kLog10Of2Hi{suffix}", ctype, high)
+        scalar(f"kLog10Of2Lo{suffix}", ctype, rounder(value - high))
+
+
+def trigonometry(array, scalar, truncated, add):
+    half_pi = mp.pi / 2
+    add("")
+    add("// 2/pi, and pi/2 in three parts: for fused products, and short enough for exact ones.")
+    for suffix, ctype, rounder in (("F", "float", to_float), ("", "double", to_double)):
+        scalar(f"kTwoOverPi{suffix}", ctype, rounder(1 / half_pi))
+        add(f"constexpr {ctype} kHalfPi{suffix}[3] = {{")
+        rest = +half_pi
+        for _ in range(3):
+            part = mpf(rounder(rest))
+            add(f"    {hexa(part)}{suffix.lower()},")
+            rest -= part
+        add("};")
+    first = truncated(half_pi, mpf(2) ** -27)
+    second = truncated(half_pi - first, mpf(2) ** -55)
+    add("constexpr double kHalfPiShort[3] = {")
+    for part in (first, second, to_double(half_pi - first - second)):
+        add(f"    {hexa(part)},")
+    add("};")
+
+    zmax = (mp.pi / 4) ** 2 * mpf("1.001")
+
+    def sin_part(z):
+        r = mp.sqrt(z)
+        return -mpf(1) / 6 if z < mpf("1e-40") else (mp.sin(r) - r) / (r * z)
+
+    def cos_part(z):
+        return mpf(1) / 24 if z < mpf("1e-30") else (mp.cos(mp.sqrt(z)) - 1 + z / 2) / z**2
+
+    for suffix, ctype, counts, rounder, note in (
+        ("F", "float", (4, 3), to_float, ""),
+        ("ForFloat", "double", (4, 4), to_double, ": for float results only"),
+        ("", "double", (7, 6), to_double, ""),
+    ):
+        c = fit(sin_part, counts[0], lambda z: z + mpf("0.002"), mpf(0), zmax, rounder)
+        e = error(c, sin_part, mpf(0), zmax) * zmax / 6
+        array(
+            f"kSin{suffix}",
+            ctype,
+            c,
+            [f"sin r = r + r^3 P(r^2), |r| <= pi/4, relative error {bits(e)}{note}."],
+        )
+        c = fit(cos_part, counts[1], lambda z: z * z + mpf("0.002"), mpf(0), zmax, rounder)
+        e = error(c, cos_part, mpf(0), zmax) * zmax**2 / 24
+        array(
+            f"kCos{suffix}",
+            ctype,
+            c,
+            [f"cos r = 1 - r^2/2 + r^4 P(r^2), |r| <= pi/4, absolute error {bits(e)}{note}."],
+        )
+
+
+def hyperbolic_and_error(array, scalar):
+    limit = mpf("0.4")
+
+    def tanh_part(z):
+        x = mp.sqrt(z)
+        return -mpf(1) / 3 if z < mpf("1e-40") else (mp.tanh(x) - x) / (x * z)
+
+    for name, ctype, count, rounder in (("kTanhF", "float", 4, to_float), ("kTanh", "double", 10, to_double)):
+        zmax = limit**2 * mpf("1.001")
+        c = fit(tanh_part, count, lambda z: z + mpf("0.001"), mpf(0), zmax, rounder)
+        e = error(c, tanh_part, mpf(0), zmax) * zmax / 3
+        array(name, ctype, c, [f"tanh x = x + x^3 P(x^2), |x| <= 0.4, relative error {bits(e)}."])
+
+    def erf_part(z):
+        x = mp.sqrt(z)
+        return 2 / mp.sqrt(mp.pi) if z < mpf("1e-40") else mp.erf(x) / x
+
+    # Up to where the two forms meet, and from there to where erf is 1.
+    for suffix, ctype, join, top, counts, rounder in (
+        ("F", "float", mpf("0.9375"), mpf("3.95"), (7, 9), to_float),
+        ("", "double", mpf("1.0"), mpf("6.0"), (14, 23), to_double),
+    ):
+        zmax = join**2 * mpf("1.001")
+        c = fit(lambda z: erf_part(z) - 1, counts[0], lambda z: 1 / erf_part(z), mpf(0), zmax, rounder)
+        e = max(
+            abs((1 + sum(ci * z**i for i, ci in enumerate(c))) / erf_part(z) - 1)
+            for z in (zmax * i / 2001 for i in range(2002))
+        )
+        array(f"kErf{suffix}", ctype, c, [f"erf x = x + x P(x^2), |x| <= {join}, relative error {bits(e)}."])
+
+        # About the join, where the exponential counts most.
+        def log_erfc(u, join=join):
+            return mp.log(mp.erfc(u + join))
+
+        floor = mpf(10) ** (-5 if suffix else -12)
+        c = fit(
+            log_erfc,
+            counts[1],
+            lambda u, join=join, floor=floor: mp.erfc(u + join) + floor,
+            mpf(0),
+            top - join,
+            rounder,
+        )
+        e = max(
+            abs(mp.erfc(u + join) * (sum(ci * u**i for i, ci in enumerate(c)) - log_erfc(u)))
+            for u in ((top - join) * i / 2001 for i in range(2002))
+        )
+        array(
+            f"kLogErfc{suffix}",
+            ctype,
+            c,
+            [f"log(1 - erf a) = P(a - {join}), {join} <= a <= {top}, error of erf {bits(e)}."],
+        )
+
+    # P(X > a) of a normal X is e^(-a^2/2) u Q(u) with u = k / (k + a). For float Q is written in 1 / (k + a)
+    # itself; for double about a point in the middle, where the terms do not cancel.
+    for suffix, ctype, k, top, count, middle, rounder in (
+        ("ForFloat", "double", mpf(4), mpf("14.6"), 10, mpf(0), to_double),
+        ("", "double", mpf(3), mpf(39), 24, mpf("0.5625"), to_double),
+    ):
+
+        def mills(v, k=k, middle=middle):
+            u = v + middle
+            a = k / u - k
+            return mp.exp(a * a / 2) * mp.erfc(a / mp.sqrt(2)) / 2 / u
+
+        low, high = k / (k + top) - middle, 1 - middle
+        c = fit(mills, count, lambda v, f=mills: 1 / f(v), low, high, rounder)
+        e = error(c, mills, low, high)
+        if suffix:
+            c = [ci * k ** (i + 1) for i, ci in enumerate(c)]
+            form = "P(X > a) = e^(-a^2/2) u P(u), u = 1 / (k + a)"
+        else:
+            form = f"P(X > a) = e^(-a^2/2) u P(u - {middle}), u = k / (k + a)"
+        scalar(f"kNormalK{suffix}", ctype, k)
+        array(f"kNormal{suffix}", ctype, c, [f"{form}, 0 <= a <= {top}, relative error {bits(e)}."])
+    scalar("kNormalMiddle", "double", mpf("0.5625"))
+
+    c1, c2 = 2 * mp.sqrt(2 / mp.pi), 2 * mp.sqrt(2 / mp.pi) * mpf("0.044715")
+    for name, value in (("kGeluOne", c1), ("kGeluThree", c2)):
+        high = mpf(to_double(value))
+        scalar(f"{name}Hi", "double", high)
+        scalar(f"{name}Lo", "double", to_double(value - high))
 
 
 def main():

@@ -3,15 +3,13 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/record_function.h>
 #include <c10/core/InferenceMode.h>
-#include <c10/core/ScalarType.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
 
 #include <array>
-#include <cmath>
-#include <limits>
 #include <utility>
 
+#include "binders.h"
 #include "overlap.h"
 #include "tensors.h"
 
@@ -23,17 +21,13 @@ constexpr int kMaxParameters = 6;
 // built-ins do; each needs a C entry point of its own to know which it is.
 constexpr int kMaxFunctions = 256;
 
-using Slots = PyObject* const*;
-struct Function;
-using Binder = Outcome (*)(const Function&, Slots);
-
 struct Function {
   PyMethodDef definition{};
   std::string name, doc;
   PyObject* parameter[kMaxParameters] = {}; // interned names
   int parameters = 0, positional = 0;
   int required = 0;  // those without a default, which come first
-  Op op = Op::count; // what a generic binder runs
+  Op op = Op::count; // for the binder
   Binder binder = nullptr;
   PyObject* delegate = nullptr; // torch's method
   PyObject* guarded = nullptr;  // the same behind the checks of _delegate.py
@@ -43,411 +37,6 @@ std::array<Function, kMaxFunctions> functions;
 int function_count = 0;
 PyObject* error_hook = nullptr;
 bool enabled = true;
-
-// ---- operands ---------------------------------------------------------------------------------------------
-
-// The tensor that is changed.
-struct Target {
-  const at::Tensor* tensor;
-  DType dtype;
-  bool open(PyObject* object) {
-    tensor = writable_tensor(object);
-    return tensor != nullptr && to_dtype(tensor->scalar_type(), dtype);
-  }
-  bool floating() const {
-    return is_floating(dtype);
-  }
-};
-
-double largest(DType t) {
-  switch (t) {
-    case DType::f16:
-      return 65504.0;
-    case DType::bf16:
-      return 0x1.fep127;
-    case DType::f32:
-      return std::numeric_limits<float>::max();
-    default:
-      return std::numeric_limits<double>::max();
-  }
-}
-// Whether torch converts the number to the dtype without an overflow error.
-bool fits(const Number& v, DType t) {
-  if (is_floating(t)) {
-    const double d = v.as_double();
-    return !std::isfinite(d) || std::fabs(d) <= largest(t);
-  }
-  if (v.category == Number::floating) return false;
-  switch (t) {
-    case DType::u8:
-      return v.i >= 0 && v.i <= 255;
-    case DType::i8:
-      return v.i >= -128 && v.i <= 127;
-    case DType::i16:
-      return v.i >= -32768 && v.i <= 32767;
-    case DType::i32:
-      return v.i >= INT32_MIN && v.i <= INT32_MAX;
-    default:
-      return true;
-  }
-}
-
-// The nearest number that the floating dtype holds.
-double rounded_to(DType t, double d) {
-  if (t == DType::f32) return static_cast<double>(static_cast<float>(d));
-  if (t == DType::f16) return static_cast<double>(static_cast<float>(at::Half(static_cast<float>(d))));
-  if (t == DType::bf16) return static_cast<double>(static_cast<float>(at::BFloat16(static_cast<float>(d))));
-  return d;
-}
-
-// The number in the form of the compute type.
-Scalar to_scalar(const Number& v, DType compute) {
-  Scalar s;
-  if (is_floating(compute)) {
-    // An integer is converted at once, not by way of double, where the type is float32.
-    s.d = v.category == Number::floating ? v.d
-          : compute == DType::f32        ? static_cast<double>(static_cast<float>(v.i))
-                                         : static_cast<double>(v.i);
-  } else {
-    s.i = v.i;
-  }
-  return s;
-}
-
-int category(DType t) {
-  return t == DType::b8 ? Number::boolean : is_floating(t) ? Number::floating : Number::integer;
-}
-
-// An operand as Python passes it: a number, or a tensor, of which one without dims counts as a number.
-struct Source {
-  bool is_number = false;
-  bool from_tensor = false; // a number that was a tensor
-  Number number{};
-  const at::Tensor* tensor = nullptr;
-  DType dtype{};
-};
-bool open(PyObject* object, const Target& x, Source& out) {
-  if (to_number(object, out.number)) {
-    out.is_number = true;
-    return true;
-  }
-  out.tensor = plain_tensor(object);
-  if (out.tensor == nullptr || !to_dtype(out.tensor->scalar_type(), out.dtype)) return false;
-  if (out.tensor->dim() == 0) {
-    // Of two tensors without dims both have a say in the dtype; torch may work that out.
-    if (x.tensor->dim() == 0 && out.dtype != x.dtype) return false;
-    out.is_number = out.from_tensor = true;
-    const void* p = out.tensor->const_data_ptr();
-    out.number.category = static_cast<Number::Category>(category(out.dtype));
-    if (out.number.category == Number::floating) {
-      active_kernels->convert(&out.number.d, DType::f64, p, out.dtype, 1);
-    } else {
-      active_kernels->convert(&out.number.i, DType::i64, p, out.dtype, 1);
-    }
-  }
-  return true;
-}
-
-// The dtype that x and the operands are computed in, by torch's promotion; false where the result could not
-// be put back into x. `common` is the promoted dtype on entry (x's own for the first operand).
-bool promote(const Target& x, const Source& operand, DType& common) {
-  if (operand.is_number) return operand.number.category <= category(x.dtype);
-  if (operand.dtype == common) return true;
-  const auto result = c10::promoteTypes(x.tensor->scalar_type(), operand.tensor->scalar_type());
-  DType promoted;
-  if (!c10::canCast(result, x.tensor->scalar_type()) || !to_dtype(result, promoted)) return false;
-  if (common != x.dtype && common != promoted) return false;
-  common = promoted;
-  return true;
-}
-
-Argument to_argument(const Source& s, DType compute) {
-  Argument a;
-  if (s.is_number) {
-    a.kind = Operand::scalar;
-    a.scalar = to_scalar(s.number, compute);
-  } else {
-    a.kind = Operand::tensor;
-    a.tensor = s.tensor;
-  }
-  return a;
-}
-// The same with a number rounded to the promoted dtype, where that is narrower than the compute type.
-Argument to_rounded_argument(const Source& s, DType compute, DType common) {
-  Argument a = to_argument(s, compute);
-  if (s.is_number && is_reduced_floating(common)) a.scalar.d = rounded_to(common, a.scalar.d);
-  return a;
-}
-Argument scalar_argument(Scalar s) {
-  Argument a;
-  a.kind = Operand::scalar;
-  a.scalar = s;
-  return a;
-}
-
-// ---- binders: from Python arguments to an operation of the table
-// --------------------------------------------
-
-bool is_none(PyObject* object) {
-  return object == nullptr || object == Py_None;
-}
-
-Outcome bind_unary(const Function& f, Slots slot) {
-  Target x;
-  if (!x.open(slot[0]) || x.dtype == DType::b8) return Outcome::delegate;
-  const DType compute = compute_dtype(x.dtype);
-  if (!has_form(kOpInfo[static_cast<int>(f.op)].types, compute)) return Outcome::delegate;
-  return execute(f.op, *x.tensor, x.dtype, compute, {}, {});
-}
-
-// x = op(x, other), with + and * of bool tensors turned into what they mean there.
-Outcome run_binary(Op op, const Target& x, const Source& other, Op bool_op = Op::count,
-                   bool round_scalar = false) {
-  DType common = x.dtype;
-  if (!promote(x, other, common)) return Outcome::delegate;
-  DType compute = compute_dtype(common);
-  if (common == DType::b8) {
-    if (bool_op == Op::count) return Outcome::delegate;
-    op = bool_op;
-  }
-  const Argument b = round_scalar ? to_rounded_argument(other, compute, common) : to_argument(other, compute);
-  return execute(op, *x.tensor, x.dtype, compute, b, {});
-}
-
-Outcome bind_binary(const Function& f, Slots slot) {
-  Target x;
-  Source other;
-  if (!x.open(slot[0]) || !open(slot[1], x, other)) return Outcome::delegate;
-  return run_binary(f.op, x, other, f.op == Op::mul_ ? Op::logical_and : Op::count);
-}
-
-// add_ and sub_: the alpha, and torch's refusal to subtract booleans. Scalars are rounded to the tensor's
-// dtype first, which in torch is true of these two only.
-Outcome bind_add(const Function& f, Slots slot) {
-  Target x;
-  Source other;
-  if (!x.open(slot[0]) || !open(slot[1], x, other)) return Outcome::delegate;
-  const bool subtract = f.op == Op::sub_;
-  if (subtract) {
-    if (x.dtype == DType::b8) return Outcome::delegate;
-    if (other.is_number ? other.number.category == Number::boolean : other.dtype == DType::b8)
-      return Outcome::delegate;
-  }
-  if (slot[2] != nullptr) {
-    Number alpha;
-    if (!to_number(slot[2], alpha)) return Outcome::delegate;
-    if (alpha.category == Number::boolean) return Outcome::delegate;
-    if (alpha.as_double() != 1.0) {
-      DType common = x.dtype;
-      if (x.dtype == DType::b8 || !promote(x, other, common)) return Outcome::delegate;
-      if (!fits(alpha, common)) return Outcome::delegate;
-      // Torch subtracts by adding with -alpha, which must fit as well.
-      Number negated = alpha;
-      if (subtract && alpha.category == Number::integer && common != DType::u8) {
-        if (alpha.i == INT64_MIN) return Outcome::delegate;
-        negated.i = -alpha.i;
-        if (!fits(negated, common)) return Outcome::delegate;
-      }
-      const DType compute = compute_dtype(common);
-      Scalar scale = to_scalar(alpha, compute);
-      const Argument b = to_rounded_argument(other, compute, common);
-      if (is_floating(compute)) {
-        if (is_reduced_floating(common)) scale.d = rounded_to(common, scale.d);
-        if (subtract) scale.d = -scale.d;
-      } else if (subtract) {
-        scale.i = static_cast<int64_t>(-static_cast<uint64_t>(scale.i));
-      }
-      return execute(Op::add_scaled, *x.tensor, x.dtype, compute, b, scalar_argument(scale));
-    }
-    if (alpha.category == Number::floating && !x.floating()) return Outcome::delegate;
-  }
-  return run_binary(f.op, x, other, Op::logical_or, /*round_scalar=*/true);
-}
-
-Outcome bind_div(const Function&, Slots slot) {
-  Target x;
-  Source other;
-  if (!x.open(slot[0]) || !open(slot[1], x, other) || x.dtype == DType::b8) return Outcome::delegate;
-  if (is_none(slot[2])) {
-    if (!x.floating()) return Outcome::delegate;
-    return run_binary(Op::div_, x, other);
-  }
-  if (!PyUnicode_Check(slot[2])) return Outcome::delegate;
-  Op op;
-  if (PyUnicode_CompareWithASCIIString(slot[2], "floor") == 0) {
-    op = Op::div_floor;
-  } else if (PyUnicode_CompareWithASCIIString(slot[2], "trunc") == 0) {
-    op = Op::div_trunc;
-  } else {
-    return Outcome::delegate;
-  }
-  DType common = x.dtype;
-  if (!promote(x, other, common)) return Outcome::delegate;
-  if (!is_floating(common)) {
-    // Asked before anything is written: torch raises when it gets there, with part of the tensor changed.
-    bool zero;
-    if (other.is_number) {
-      int64_t divisor = 0;
-      active_kernels->convert(&divisor, common, &other.number.i, DType::i64, 1);
-      zero = divisor == 0;
-    } else {
-      zero = x.tensor->numel() > 0 && holds_zero(*other.tensor, other.dtype);
-    }
-    if (zero && x.tensor->numel() > 0) {
-      PyErr_SetString(
-          PyExc_RuntimeError,
-          "div_: ZeroDivisionError: an integer tensor cannot be divided by zero, and `other` holds a zero. "
-          "Mask the zeros first, or divide a floating point tensor. input is unchanged.");
-      return Outcome::error;
-    }
-  }
-  return run_binary(op, x, other);
-}
-
-// A bound of clamp_ as a number that torch takes for x.
-bool is_bound(const Source& s, const Target& x) {
-  return s.is_number && s.number.category <= category(x.dtype) && fits(s.number, x.dtype);
-}
-
-// A NaN bound makes everything NaN.
-Outcome fill_nan(const Target& x) {
-  Scalar nan;
-  nan.d = std::numeric_limits<double>::quiet_NaN();
-  return execute_move(*x.tensor, x.dtype, scalar_argument(nan));
-}
-bool is_nan(const Source& s) {
-  return s.is_number && s.number.category == Number::floating && std::isnan(s.number.d);
-}
-
-Outcome clamp_one(const Target& x, const Source& bound, bool upper) {
-  if (bound.is_number && !bound.from_tensor) {
-    if (!is_bound(bound, x)) return Outcome::delegate;
-    if (is_nan(bound)) return fill_nan(x);
-    return run_binary(upper ? Op::clamp_max_ : Op::clamp_min_, x, bound);
-  }
-  return run_binary(upper ? Op::minimum : Op::maximum, x, bound);
-}
-
-Outcome bind_clamp(const Function&, Slots slot) {
-  Target x;
-  if (!x.open(slot[0]) || x.dtype == DType::b8) return Outcome::delegate;
-  const bool has_lo = !is_none(slot[1]), has_hi = !is_none(slot[2]);
-  Source lo, hi;
-  if (has_lo && !open(slot[1], x, lo)) return Outcome::delegate;
-  if (has_hi && !open(slot[2], x, hi)) return Outcome::delegate;
-  if (has_lo && !has_hi) return clamp_one(x, lo, false);
-  if (has_hi && !has_lo) return clamp_one(x, hi, true);
-  if (!has_lo) return Outcome::delegate;
-  const DType compute = compute_dtype(x.dtype);
-  if (lo.is_number && hi.is_number && !lo.from_tensor && !hi.from_tensor) {
-    if (!is_bound(lo, x) || !is_bound(hi, x)) return Outcome::delegate;
-    if (is_nan(lo) || is_nan(hi)) return fill_nan(x);
-    return execute(Op::clamp_, *x.tensor, x.dtype, compute, to_argument(lo, compute),
-                   to_argument(hi, compute));
-  }
-  // A number beside a tensor is torch's to sort out.
-  if ((lo.is_number && !lo.from_tensor) || (hi.is_number && !hi.from_tensor)) return Outcome::delegate;
-  DType common = x.dtype;
-  if (!promote(x, lo, common) || !promote(x, hi, common)) return Outcome::delegate;
-  const DType type = compute_dtype(common);
-  return execute(Op::clamp_between, *x.tensor, x.dtype, type, to_argument(lo, type), to_argument(hi, type));
-}
-template <bool Upper>
-Outcome bind_clamp_one(const Function&, Slots slot) {
-  Target x;
-  Source bound;
-  if (!x.open(slot[0]) || x.dtype == DType::b8 || !open(slot[1], x, bound)) return Outcome::delegate;
-  return clamp_one(x, bound, Upper);
-}
-
-// Exponents that torch computes without a power, in the same way.
-Outcome bind_pow(const Function&, Slots slot) {
-  Target x;
-  Source exponent;
-  if (!x.open(slot[0]) || x.dtype == DType::b8 || !open(slot[1], x, exponent)) return Outcome::delegate;
-  if (!exponent.is_number || exponent.from_tensor) {
-    return run_binary(Op::pow_, x, exponent, Op::count, /*round_scalar=*/true);
-  }
-  const Number& e = exponent.number;
-  if (e.category == Number::boolean || e.category > category(x.dtype)) return Outcome::delegate;
-  if (!x.floating() && e.i < 0) return Outcome::delegate;
-  if ((!x.floating() || is_reduced_floating(x.dtype)) && !fits(e, x.dtype)) return Outcome::delegate;
-  const DType compute = compute_dtype(x.dtype);
-  const double value = rounded_to(x.dtype, e.as_double());
-  const auto unary = [&](Op op) { return execute(op, *x.tensor, x.dtype, compute, {}, {}); };
-  if (value == 0) {
-    Scalar one;
-    x.floating() ? (void)(one.d = 1) : (void)(one.i = 1);
-    return execute_move(*x.tensor, x.dtype, scalar_argument(one));
-  }
-  if (value == 1) {
-    Argument self;
-    self.kind = Operand::tensor;
-    self.tensor = x.tensor;
-    return execute_move(*x.tensor, x.dtype, self);
-  }
-  if (value == 2) return unary(Op::square);
-  if (value == 3) return unary(Op::cube);
-  if (x.floating()) {
-    if (value == 0.5) return unary(Op::sqrt_);
-    if (value == -0.5) return unary(Op::rsqrt);
-    if (value == -1) return unary(Op::reciprocal);
-    if (value == -2) return unary(Op::reciprocal_square);
-  }
-  return run_binary(Op::pow_, x, exponent, Op::count, /*round_scalar=*/true);
-}
-
-Outcome fill_number(const Target& x, const Number& v) {
-  Scalar s;
-  if (x.floating()) {
-    if (!fits(v, x.dtype)) return Outcome::delegate;
-    s = to_scalar(v, compute_dtype(x.dtype));
-    // float16 and bfloat16 are converted from the number, not from its float32.
-    if (is_reduced_floating(x.dtype)) s.d = v.as_double();
-  } else if (x.dtype == DType::b8) {
-    s.i = v.category == Number::floating ? v.d != 0 : v.i != 0;
-  } else {
-    if (!fits(v, x.dtype)) return Outcome::delegate;
-    s.i = v.i;
-  }
-  return execute_move(*x.tensor, x.dtype, scalar_argument(s));
-}
-Outcome bind_fill(const Function&, Slots slot) {
-  Target x;
-  Source value;
-  if (!x.open(slot[0]) || !open(slot[1], x, value) || !value.is_number) return Outcome::delegate;
-  return fill_number(x, value.number);
-}
-Outcome bind_zero(const Function&, Slots slot) {
-  Target x;
-  if (!x.open(slot[0])) return Outcome::delegate;
-  Number zero;
-  zero.category = Number::integer;
-  zero.i = 0;
-  return fill_number(x, zero);
-}
-Outcome bind_copy(const Function&, Slots slot) {
-  Target x;
-  if (!x.open(slot[0]) || !(slot[2] == nullptr || PyBool_Check(slot[2]))) return Outcome::delegate;
-  Argument source;
-  source.kind = Operand::tensor;
-  source.tensor = plain_tensor(slot[1]);
-  if (source.tensor == nullptr) return Outcome::delegate;
-  return execute_move(*x.tensor, x.dtype, source);
-}
-
-Binder special_binder(const std::string& kernel) {
-  if (kernel == "add_" || kernel == "sub_") return bind_add;
-  if (kernel == "div_") return bind_div;
-  if (kernel == "clamp_") return bind_clamp;
-  if (kernel == "clamp_min_") return bind_clamp_one<false>;
-  if (kernel == "clamp_max_") return bind_clamp_one<true>;
-  if (kernel == "pow_") return bind_pow;
-  if (kernel == "fill_") return bind_fill;
-  if (kernel == "zero_") return bind_zero;
-  if (kernel == "copy_") return bind_copy;
-  return nullptr;
-}
 
 // ---- calls ------------------------------------------------------------------------------------------------
 
@@ -480,7 +69,7 @@ Outcome run_native(const Function& f, PyObject* const* args, Py_ssize_t nargs, P
   PyObject* slot[kMaxParameters] = {};
   if (!parse(f, args, nargs, kwnames, slot)) return Outcome::delegate;
   RECORD_FUNCTION(f.name, c10::ArrayRef<const c10::IValue>{});
-  const Outcome outcome = f.binder(f, slot);
+  const Outcome outcome = f.binder(f.op, slot);
   if (outcome == Outcome::done) {
     bump_version(THPVariable_Unpack(slot[0]));
     result = Py_NewRef(slot[0]);
@@ -636,18 +225,6 @@ bool parse_signature(const std::string& signature, Function& f) {
 
 } // namespace
 
-std::vector<std::string> native_names() {
-  std::vector<std::string> names;
-  for (const OpInfo& info : kOpInfo) {
-    const std::string name = info.name;
-    if (name.back() == '_') names.push_back(name);
-  }
-#define INPLACE_EXT_NAME(NAME) names.push_back(#NAME);
-  INPLACE_EXT_MOVES(INPLACE_EXT_NAME)
-#undef INPLACE_EXT_NAME
-  return names;
-}
-
 PyObject* make_function(const std::string& name, const std::string& kernel, const std::string& signature,
                         const std::string& doc, PyObject* delegate, PyObject* guarded, bool divides) {
   if (function_count == kMaxFunctions) {
@@ -664,13 +241,7 @@ PyObject* make_function(const std::string& name, const std::string& kernel, cons
     return nullptr;
   }
   if (!kernel.empty()) {
-    for (int i = 0; i < kOps; ++i) {
-      if (kernel == kOpInfo[i].name) f.op = static_cast<Op>(i);
-    }
-    f.binder = special_binder(kernel);
-    if (f.binder == nullptr && f.op != Op::count && kernel.back() == '_') {
-      f.binder = kOpInfo[static_cast<int>(f.op)].operands == 0 ? bind_unary : bind_binary;
-    }
+    f.binder = find_binder(kernel, f.op);
     if (f.binder == nullptr) {
       PyErr_Format(PyExc_ValueError, "make_function: no kernel named %s", kernel.c_str());
       return nullptr;

@@ -3,12 +3,8 @@
 #include <Python.h>
 
 #include <string>
-#include <vector>
 
 namespace inplace_ext {
-
-// Names that have kernels of their own.
-std::vector<std::string> native_names();
 
 // A built-in function `name` with torch's signature. Calls that the fast path of `kernel` takes run there;
 // all others go, with the same arguments, to torch's method `delegate`, or to `guarded`, the same method

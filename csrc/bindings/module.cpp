@@ -6,6 +6,7 @@
 #include <map>
 #include <string>
 
+#include "binders.h"
 #include "functions.h"
 #include "tensors.h"
 
@@ -111,7 +112,8 @@ void run_program(const std::string& compute, const py::list& stages, const py::l
   program.stages = n_stages;
   for (int i = 0; i < n_stages; ++i) {
     const py::tuple stage = stages[i].cast<py::tuple>();
-    if (stage.size() != 3) throw py::value_error("program: a stage is (name, b, c)");
+    if (stage.size() != 3 && stage.size() != 4)
+      throw py::value_error("program: a stage is (name, b, c) or (name, b, c, d)");
     const auto name = stage[0].cast<std::string>();
     Stage& out = program.stage[i];
     out = {};
@@ -139,12 +141,23 @@ void run_program(const std::string& compute, const py::list& stages, const py::l
       int op = 0;
       while (op < kOps && name != kOpInfo[op].name) ++op;
       if (op == kOps) throw py::value_error("program: unknown operation " + name);
+      const Form form = kOpInfo[op].form;
       const int operands = (out.b_kind != Operand::none) + (out.c_kind != Operand::none);
       if (!has_form(kOpInfo[op].types, program.compute))
         throw py::value_error("program: " + name + " has no form for " + compute);
-      if (operands != kOpInfo[op].operands || (operands == 1 && out.b_kind == Operand::none)) {
-        throw py::value_error("program: " + name + " takes " + std::to_string(kOpInfo[op].operands) +
-                              " operands");
+      if (operands != operands_of(form) || (operands == 1 && out.b_kind == Operand::none) ||
+          takes_third(form) != (stage.size() == 4)) {
+        throw py::value_error("program: " + name + " takes " +
+                              std::to_string(operands_of(form) + takes_third(form)) + " operands");
+      }
+      const auto is_number = [](Operand kind) { return kind == Operand::none || kind == Operand::scalar; };
+      if (only_numbers(form) && !(is_number(out.b_kind) && is_number(out.c_kind)))
+        throw py::value_error("program: the operands of " + name + " are numbers");
+      if (takes_third(form)) {
+        Operand kind;
+        read_operand(stage[3], kind, out.d, n_scalars, n_tensors);
+        if (kind != Operand::scalar)
+          throw py::value_error("program: the last operand of " + name + " is a number");
       }
       out.code = static_cast<uint16_t>(op);
     }
@@ -183,6 +196,18 @@ py::dict build_info() {
   limits["temporaries"] = kMaxTemporaries;
   limits["scalars"] = kMaxScalars;
   info["program_limits"] = limits;
+  // What a stage of each operation takes: operands, whether they are numbers, and the compute types.
+  py::dict operations;
+  for (const OpInfo& op : kOpInfo) {
+    py::list computes;
+#define INPLACE_EXT_COMPUTE(NAME, STORAGE, COMPUTE) \
+  if (compute_dtype(DType::NAME) == DType::NAME && has_form(op.types, DType::NAME)) computes.append(#NAME);
+    INPLACE_EXT_FOR_DTYPES(INPLACE_EXT_COMPUTE)
+#undef INPLACE_EXT_COMPUTE
+    operations[op.name] =
+        py::make_tuple(operands_of(op.form) + takes_third(op.form), only_numbers(op.form), computes);
+  }
+  info["operations"] = operations;
   return info;
 }
 

@@ -271,7 +271,7 @@ void bump_version(const at::Tensor& x) {
   if (!impl->is_inference()) impl->bump_version();
 }
 
-Outcome execute(Op op, const at::Tensor& x, DType x_dtype, DType compute, Argument b, Argument c) {
+Outcome execute(Op op, const at::Tensor& x, DType x_dtype, DType compute, Argument b, Argument c, Scalar d) {
   const CpuKernels& kernels = *active_kernels;
   const int64_t n = x.numel();
   Argument* const arguments[2] = {&b, &c};
@@ -279,25 +279,29 @@ Outcome execute(Op op, const at::Tensor& x, DType x_dtype, DType compute, Argume
   bool flat = compute_dtype(x_dtype) == compute && x.unsafeGetTensorImpl()->is_non_overlapping_and_dense();
   int variant = 0;
   const void* pointer[2] = {};
-  Scalar scalar[2] = {b.scalar, c.scalar};
+  const Scalar scalar[3] = {b.scalar, c.scalar, d};
   char* const data = static_cast<char*>(flat ? x.mutable_data_ptr() : nullptr);
+  const OpInfo& info = kOpInfo[static_cast<int>(op)];
   const int item = item_size(x_dtype);
+  const DType operand_dtype[2] = {info.form == Form::kMasked ? DType::b8 : x_dtype, x_dtype};
+  const int b_item = item_size(operand_dtype[0]);
   for (int i = 0; i < 2 && flat; ++i) {
     const Argument& a = *arguments[i];
     if (a.kind == Operand::scalar) {
       variant |= i == 0 ? kScalarB : kScalarC;
     } else if (a.kind == Operand::tensor) {
       DType dtype;
-      flat = same_layout(x, *a.tensor) && to_dtype(a.tensor->scalar_type(), dtype) && dtype == x_dtype;
+      flat =
+          same_layout(x, *a.tensor) && to_dtype(a.tensor->scalar_type(), dtype) && dtype == operand_dtype[i];
       if (!flat) break;
       const char* p = static_cast<const char*>(a.tensor->const_data_ptr());
       // The same memory, or none in common.
-      flat = p == data || p + n * item <= data || data + n * item <= p;
+      flat = (p == data && dtype == x_dtype) || p + n * item_size(dtype) <= data || data + n * item <= p;
       pointer[i] = p;
     }
   }
   if (flat) {
-    const int cost = kOpInfo[static_cast<int>(op)].cost;
+    const int cost = info.cost;
     const int tensors = 1 + (pointer[0] != nullptr) + (pointer[1] != nullptr);
     const bool streaming = tensors > 1 && cost == 1 && tensors * n * item >= kStreamingBytes &&
                            streaming_kernels != active_kernels;
@@ -308,7 +312,8 @@ Outcome execute(Op op, const at::Tensor& x, DType x_dtype, DType compute, Argume
     const char* pc = static_cast<const char*>(pointer[1]);
     parallel(n, cost, [&](int64_t begin, int64_t end) {
       const int64_t offset = begin * item;
-      loop(data + offset, pb ? pb + offset : nullptr, pc ? pc + offset : nullptr, scalar, end - begin);
+      loop(data + offset, pb ? pb + begin * b_item : nullptr, pc ? pc + offset : nullptr, scalar,
+           end - begin);
     });
     last_path = {Taken::native, streaming ? Path::streaming : Path::loop};
     return Outcome::done;
@@ -321,9 +326,10 @@ Outcome execute(Op op, const at::Tensor& x, DType x_dtype, DType compute, Argume
   Program program;
   program.compute = compute;
   program.stages = 3;
-  program.stage[0] = {kLoad, Operand::tensor, Operand::none, 0, 0};
-  program.stage[1] = {static_cast<uint16_t>(op), b.kind, c.kind, 0, 1};
-  program.stage[2] = {kStore, Operand::tensor, Operand::none, 0, 0};
+  program.stage[0] = {kLoad, Operand::tensor, Operand::none, 0, 0, 0};
+  program.stage[1] = {static_cast<uint16_t>(op), b.kind, c.kind, 0, 1, 2};
+  program.stage[2] = {kStore, Operand::tensor, Operand::none, 0, 0, 0};
+  program.scalar[2] = d;
   int count = 1;
   for (int i = 0; i < 2; ++i) {
     Argument& a = *arguments[i];

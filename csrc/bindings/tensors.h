@@ -59,9 +59,10 @@ struct Argument {
 // How a call ended: done, or torch is to do it (and to raise what is to be raised), or a Python error is set.
 enum class Outcome : uint8_t { done, delegate, error };
 
-// x = op(x, b, c) computed in `compute`; x and the tensors have passed the checks above. Checks what is left,
-// shapes and overlap, then runs.
-Outcome execute(Op op, const at::Tensor& x, DType x_dtype, DType compute, Argument b, Argument c);
+// x = op(x, b, c, d) computed in `compute`; x and the tensors have passed the checks above. Checks what is
+// left, shapes and overlap, then runs.
+Outcome execute(Op op, const at::Tensor& x, DType x_dtype, DType compute, Argument b = {}, Argument c = {},
+                Scalar d = {});
 // x = source, converted.
 Outcome execute_move(const at::Tensor& x, DType x_dtype, Argument source);
 // Any program; the first mutated tensor gives the shape. The tensors are taken as they come from Python and

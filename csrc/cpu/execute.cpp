@@ -272,17 +272,26 @@ class Executor {
   bool choose_loop() {
     const Program& p = program_;
     // The loop of the tensor's own dtype if the others are of it as well, else that of the compute type. An
-    // integer beside a 16-bit float is first rounded to that float, as promotion has it.
+    // integer beside a 16-bit float is first rounded to that float, as promotion has it. A mask is read as it
+    // is.
+    const Stage& op = p.stage[1];
+    const int mask = kOpInfo[op.code].form == Form::kMasked && op.b_kind == Operand::tensor ? op.b : -1;
     const DType own = slot_[p.stage[0].b].arg->dtype;
     bool same = compute_dtype(own) == p.compute;
     for (int t = 0; t < space_.tensors; ++t) {
       const Slot& s = slot_[t];
-      if (!s.used || s.constant || s.arg->dtype == own) continue;
+      if (!s.used || s.constant || s.arg->dtype == own || t == mask) continue;
       same &= is_reduced_floating(own) && !is_floating(s.arg->dtype);
     }
     dtype_ = same ? own : p.compute;
-    for (int t = 0; t < space_.tensors; ++t) slot_[t].want = dtype_;
-    return kernel_tables().loop[p.stage[1].code][static_cast<int>(dtype_)][kTensorOperands] != nullptr;
+    for (int t = 0; t < space_.tensors; ++t) slot_[t].want = t == mask ? DType::b8 : dtype_;
+    // Forms of numbers alone have only the last variant.
+    const LoopFn* const loop = kernel_tables().loop[op.code][static_cast<int>(dtype_)];
+    const Form form = kOpInfo[op.code].form;
+    const int variant = !only_numbers(form)     ? kTensorOperands
+                        : form == Form::kNumber ? kScalarB
+                                                : kScalarB | kScalarC;
+    return loop[variant] != nullptr;
   }
 
   bool is_linear(const TensorArg& a) const {
@@ -317,6 +326,7 @@ class Executor {
         out.kc = p.scalar[s.c];
         variant |= kScalarC;
       }
+      if (s.code < kOps && takes_third(kOpInfo[s.code].form)) out.kd = p.scalar[s.d];
       const auto memory_dtype = [&] {
         return static_cast<int>(s.b_kind == Operand::tensor ? slot_[s.b].want : p.compute);
       };
@@ -597,7 +607,8 @@ class Executor {
   }
   void compute_single(char* const* ptr, int64_t n) {
     const Stage& s = program_.stage[1];
-    Scalar scalar[2];
+    Scalar scalar[3];
+    scalar[2] = program_.scalar[s.d];
     int variant = 0;
     const char* b = operand(s.b_kind, s.b, ptr, scalar[0], variant, kScalarB);
     const char* c = operand(s.c_kind, s.c, ptr, scalar[1], variant, kScalarC);
@@ -628,7 +639,8 @@ class Executor {
   // Whole rows along dim 1 with nothing staged: what compute_single decides is decided once for all of them.
   void single_rows(char* const* base, int64_t rows) const {
     const Stage& s = program_.stage[1];
-    Scalar scalar[2];
+    Scalar scalar[3];
+    scalar[2] = program_.scalar[s.d];
     int variant = 0;
     const int x = program_.stage[0].b;
     char* const b = const_cast<char*>(operand(s.b_kind, s.b, base, scalar[0], variant, kScalarB));

@@ -7,6 +7,10 @@
 #include "lanes.h"
 // math.h finds the vector functions above by argument-dependent look-up.
 #include "inplace_ext/math.h"
+#include "inplace_ext/math_erf.h"
+#include "inplace_ext/math_exp.h"
+#include "inplace_ext/math_log.h"
+#include "inplace_ext/math_trig.h"
 
 namespace inplace_ext {
 
@@ -15,64 +19,111 @@ void convert(void* dst, DType dst_dtype, const void* src, DType src_dtype, int64
 // The loop of a storage type exists where its compute type does; on bool only what means bool.
 template <class S>
 constexpr bool has_loop(Types types) {
-  if (std::is_same_v<S, bool_t> || types == Types::kUInt8) {
-    return std::is_same_v<S, bool_t> && types == Types::kUInt8;
-  }
-  return has_form(types, compute_dtype(storage_traits<S>::dtype));
+  const bool on_bool = types == Types::kUInt8 || types == Types::kAll;
+  if (std::is_same_v<S, bool_t>) return on_bool;
+  return types != Types::kUInt8 && has_form(types, compute_dtype(storage_traits<S>::dtype));
 }
 
-template <class Functor, int Operands, class V>
-IE_INLINE V apply(V a, V b, V c) {
-  if constexpr (Operands == 0) {
+template <class Functor, Form F, class V>
+IE_INLINE V apply(V a, V b, V c, V d) {
+  if constexpr (takes_third(F)) {
+    return Functor::apply(a, b, c, d);
+  } else if constexpr (operands_of(F) == 0) {
     return Functor::apply(a);
-  } else if constexpr (Operands == 1) {
+  } else if constexpr (operands_of(F) == 1) {
     return Functor::apply(a, b);
   } else {
     return Functor::apply(a, b, c);
   }
 }
-
-// ---- plain loops ------------------------------------------------------------------------------------------
-
-// Functors that only touch the sign work on the bits of 16-bit floats as they are: body and tail alike, since
-// a conversion would drop the sign of a NaN.
-template <class Functor, class S>
-constexpr bool works_on_bits_v = is_half_v<S> && requires(Bits16 h) { Functor::apply_bits(h); };
-
-template <class Functor>
-void loop_on_bits(char* x, int64_t n) {
-  constexpr int kElements = Bits16::N;
-  for (; n >= kElements; n -= kElements, x += kVectorBytes) Functor::apply_bits(Bits16::load(x)).store(x);
-  if (n > 0) {
-    const int bytes = static_cast<int>(n) * 2;
-    store_bytes(x, Functor::apply_bits(Bits16(load_bytes<Bits16::raw>(x, bytes))).v, bytes);
+// Calls f for each variant that is built of a form: those whose b and c come from numbers where they must.
+template <Form F, class Call>
+void for_variants(Call f) {
+  using std::bool_constant;
+  constexpr int kOperands = operands_of(F);
+  if constexpr (!only_numbers(F)) f(bool_constant<false>{}, bool_constant<false>{});
+  if constexpr (kOperands == 1 || (kOperands == 2 && !only_numbers(F))) {
+    f(bool_constant<true>{}, bool_constant<false>{});
+  }
+  if constexpr (kOperands == 2) {
+    if constexpr (!only_numbers(F)) f(bool_constant<false>{}, bool_constant<true>{});
+    f(bool_constant<true>{}, bool_constant<true>{});
   }
 }
 
-template <class Functor, class S, int Operands, int Cost, bool ScalarB, bool ScalarC>
+// ---- plain loops ------------------------------------------------------------------------------------------
+
+// Functors that only touch the sign or choose work on the bits of 16-bit floats as they are: body and tail
+// alike, since a conversion would drop the sign and the payload of a NaN.
+template <class Functor, class S>
+constexpr bool works_on_bits_v =
+    is_half_v<S> &&
+    (requires(Bits16 h) { Functor::apply_bits(h); } || requires(Bits16 h) { Functor::apply_bits(h, h, h); });
+
+// The same loop over integers: loop<> below with Bits16 for the vectors of the compute type.
+template <class Functor, class S, Form F, bool ScalarB, bool ScalarC>
+void loop_on_bits(char* x, const char* b, const char* c, const Scalar* scalar, int64_t n) {
+  constexpr int kElements = Bits16::N;
+  const auto bits_of = [](float f) { return Bits16(static_cast<uint16_t>(to_bits(Vec<float>(f), S{})[0])); };
+  Bits16 vb(uint16_t(0)), vc(uint16_t(0));
+  if constexpr (F == Form::kMasked && ScalarB) vb = Bits16(static_cast<uint16_t>(scalar[0].d != 0));
+  if constexpr (F == Form::kMasked && ScalarC) vc = bits_of(scalar_as<float>(scalar[1]));
+  const auto step = [&](Bits16 h) __attribute__((always_inline)) {
+    if constexpr (F == Form::kMasked) {
+      return Functor::apply_bits(h, vb, vc);
+    } else {
+      return Functor::apply_bits(h);
+    }
+  };
+  for (; n >= kElements; n -= kElements, x += kVectorBytes) {
+    if constexpr (F == Form::kMasked && !ScalarB) vb = widen_bytes<uint16_t>(b), b += kElements;
+    if constexpr (F == Form::kMasked && !ScalarC) vc = Bits16::load(c), c += kVectorBytes;
+    step(Bits16::load(x)).store(x);
+  }
+  if (n > 0) {
+    const int rest = static_cast<int>(n), bytes = rest * 2;
+    if constexpr (F == Form::kMasked && !ScalarB) vb = widen_some_bytes<uint16_t>(b, rest);
+    if constexpr (F == Form::kMasked && !ScalarC) vc = Bits16(load_bytes<Bits16::raw>(c, bytes));
+    store_bytes(x, step(Bits16(load_bytes<Bits16::raw>(x, bytes))).v, bytes);
+  }
+}
+
+template <class Functor, class S, Form F, int Cost, bool ScalarB, bool ScalarC>
 void loop(void* x_, const void* b_, const void* c_, const Scalar* scalar, int64_t n) {
   using C = ComputeOf<S>;
   using V = Vec<C>;
   using G = Group<S>;
-  constexpr bool kReadB = Operands >= 1 && !ScalarB, kReadC = Operands >= 2 && !ScalarC;
+  constexpr int kOperands = operands_of(F);
+  constexpr bool kReadB = kOperands >= 1 && !ScalarB, kReadC = kOperands >= 2 && !ScalarC;
   // Cheap functors hide the latency of memory and of the loop with several vectors at a time; long ones have
   // parallelism of their own and would only spill.
   constexpr int kUnroll = Cost <= 2 ? 4 / G::kVectors : 1;
-  constexpr int64_t kStep = kVectorBytes;
+  constexpr int64_t kStep = kVectorBytes, kStepB = F == Form::kMasked ? G::kElements : kStep;
   char* x = static_cast<char*>(x_);
-  if constexpr (works_on_bits_v<Functor, S>) return loop_on_bits<Functor>(x, n);
   const char* b = static_cast<const char*>(b_);
   const char* c = static_cast<const char*>(c_);
+  if constexpr (works_on_bits_v<Functor, S>) {
+    return loop_on_bits<Functor, S, F, ScalarB, ScalarC>(x, b, c, scalar, n);
+  }
+  const auto load_b = [](const char* p) __attribute__((always_inline)) {
+    if constexpr (F == Form::kMasked) {
+      return load_mask<S>(p);
+    } else {
+      return load_group<S>(p);
+    }
+  };
   G gb, gc;
   for (int i = 0; i < G::kVectors; ++i) gb.v[i] = gc.v[i] = V(C(0));
-  if constexpr (Operands >= 1 && ScalarB) {
+  V d(C(0));
+  if constexpr (takes_third(F)) d = V(scalar_as<C>(scalar[2]));
+  if constexpr (kOperands >= 1 && ScalarB) {
     for (int i = 0; i < G::kVectors; ++i) gb.v[i] = V(scalar_as<C>(scalar[0]));
   }
-  if constexpr (Operands >= 2 && ScalarC) {
+  if constexpr (kOperands >= 2 && ScalarC) {
     for (int i = 0; i < G::kVectors; ++i) gc.v[i] = V(scalar_as<C>(scalar[1]));
   }
   const auto step = [&](G g) __attribute__((always_inline)) {
-    for (int i = 0; i < G::kVectors; ++i) g.v[i] = apply<Functor, Operands>(g.v[i], gb.v[i], gc.v[i]);
+    for (int i = 0; i < G::kVectors; ++i) g.v[i] = apply<Functor, F>(g.v[i], gb.v[i], gc.v[i], d);
     return g;
   };
 
@@ -80,29 +131,30 @@ void loop(void* x_, const void* b_, const void* c_, const Scalar* scalar, int64_
     G g[kUnroll];
 #pragma GCC unroll 4
     for (int i = 0; i < kUnroll; ++i) {
-      if constexpr (kReadB) gb = load_group<S>(b + i * kStep);
+      if constexpr (kReadB) gb = load_b(b + i * kStepB);
       if constexpr (kReadC) gc = load_group<S>(c + i * kStep);
       g[i] = step(load_group<S>(x + i * kStep));
     }
 #pragma GCC unroll 4
     for (int i = 0; i < kUnroll; ++i) store_group<S>(x + i * kStep, g[i]);
     x += kUnroll * kStep;
-    if constexpr (kReadB) b += kUnroll * kStep;
+    if constexpr (kReadB) b += kUnroll * kStepB;
     if constexpr (kReadC) c += kUnroll * kStep;
   }
   if constexpr (kUnroll > 1) {
     for (; n >= G::kElements; n -= G::kElements) {
-      if constexpr (kReadB) gb = load_group<S>(b);
+      if constexpr (kReadB) gb = load_b(b);
       if constexpr (kReadC) gc = load_group<S>(c);
       store_group<S>(x, step(load_group<S>(x)));
       x += kStep;
-      if constexpr (kReadB) b += kStep;
+      if constexpr (kReadB) b += kStepB;
       if constexpr (kReadC) c += kStep;
     }
   }
   if (n > 0) {
     const int rest = static_cast<int>(n);
-    if constexpr (kReadB) gb = load_partial<S>(b, rest);
+    if constexpr (kReadB && F == Form::kMasked) gb = load_mask_partial<S>(b, rest);
+    if constexpr (kReadB && F != Form::kMasked) gb = load_partial<S>(b, rest);
     if constexpr (kReadC) gc = load_partial<S>(c, rest);
     store_partial<S>(x, step(load_partial<S>(x, rest)), rest);
   }
@@ -110,23 +162,19 @@ void loop(void* x_, const void* b_, const void* c_, const Scalar* scalar, int64_
 
 using LoopTable = LoopFn[kOps][kDTypes][kLoopVariants];
 
-template <class Functor, class S, int Operands, Types T, int Cost>
+template <class Functor, class S, Form F, Types T, int Cost>
 void add_loop(LoopTable& table, Op op) {
   if constexpr (has_loop<S>(T)) {
     LoopFn* f = table[static_cast<int>(op)][static_cast<int>(storage_traits<S>::dtype)];
-    f[kTensorOperands] = loop<Functor, S, Operands, Cost, false, false>;
-    if constexpr (Operands >= 1) f[kScalarB] = loop<Functor, S, Operands, Cost, true, false>;
-    if constexpr (Operands >= 2) {
-      f[kScalarC] = loop<Functor, S, Operands, Cost, false, true>;
-      f[kScalarB | kScalarC] = loop<Functor, S, Operands, Cost, true, true>;
-    }
+    for_variants<F>(
+        [&](auto b, auto c) { f[b * kScalarB + c * kScalarC] = loop<Functor, S, F, Cost, b, c>; });
   }
 }
 // Enters the loops of storage type S.
 template <class S>
 void add_loops(LoopTable& table) {
-#define INPLACE_EXT_ADD(NAME, FUNCTOR, OPERANDS, TYPES, COST) \
-  add_loop<FUNCTOR, S, OPERANDS, Types::TYPES, COST>(table, Op::NAME);
+#define INPLACE_EXT_ADD(NAME, FUNCTOR, FORM, TYPES, COST) \
+  add_loop<FUNCTOR, S, Form::FORM, Types::TYPES, COST>(table, Op::NAME);
   INPLACE_EXT_OPS(INPLACE_EXT_ADD)
 #undef INPLACE_EXT_ADD
 }
@@ -147,7 +195,7 @@ struct Linked {
   uint8_t b, c;   // slots of Tile::ptr
   int64_t b_step; // bytes that the operand moves per element of the chunk; 0 for a temporary
   int64_t c_step;
-  Scalar kb, kc;
+  Scalar kb, kc, kd;
 };
 // Where the tile at hand lies: slots of the tensors, then of the temporaries.
 struct Tile {
@@ -225,20 +273,22 @@ void stage_round(IE_STAGE_PARAMS) {
   return IE_STAGE_NEXT;
 }
 
-template <class Functor, int Operands, int Cost, bool ScalarB, bool ScalarC, class V>
+template <class Functor, Form F, int Cost, bool ScalarB, bool ScalarC, class V>
 void stage_op(IE_STAGE_PARAMS) {
   using C = typename V::lane;
+  constexpr int kOperands = operands_of(F);
   const char* pb = nullptr;
   const char* pc = nullptr;
-  V vb(C(0)), vc(C(0));
-  if constexpr (Operands >= 1 && ScalarB) vb = V(scalar_as<C>(ip->kb));
-  if constexpr (Operands >= 2 && ScalarC) vc = V(scalar_as<C>(ip->kc));
-  if constexpr (Operands >= 1 && !ScalarB) pb = tile->ptr[ip->b] + tile->offset * ip->b_step;
-  if constexpr (Operands >= 2 && !ScalarC) pc = tile->ptr[ip->c] + tile->offset * ip->c_step;
+  V vb(C(0)), vc(C(0)), vd(C(0));
+  if constexpr (takes_third(F)) vd = V(scalar_as<C>(ip->kd));
+  if constexpr (kOperands >= 1 && ScalarB) vb = V(scalar_as<C>(ip->kb));
+  if constexpr (kOperands >= 2 && ScalarC) vc = V(scalar_as<C>(ip->kc));
+  if constexpr (kOperands >= 1 && !ScalarB) pb = tile->ptr[ip->b] + tile->offset * ip->b_step;
+  if constexpr (kOperands >= 2 && !ScalarC) pc = tile->ptr[ip->c] + tile->offset * ip->c_step;
   const auto step = [&](V a, int i) __attribute__((always_inline)) {
-    if constexpr (Operands >= 1 && !ScalarB) vb = V::load(pb + i * kVectorBytes);
-    if constexpr (Operands >= 2 && !ScalarC) vc = V::load(pc + i * kVectorBytes);
-    return apply<Functor, Operands>(a, vb, vc);
+    if constexpr (kOperands >= 1 && !ScalarB) vb = V::load(pb + i * kVectorBytes);
+    if constexpr (kOperands >= 2 && !ScalarC) vc = V::load(pc + i * kVectorBytes);
+    return apply<Functor, F>(a, vb, vc, vd);
   };
   if constexpr (Cost <= 2) {
     v0 = step(v0, 0), v1 = step(v1, 1), v2 = step(v2, 2), v3 = step(v3, 3);
@@ -270,20 +320,15 @@ void run_tiles(const Linked* first, Tile* tile, int64_t tiles) {
   }
 }
 
-template <class Functor, int Operands, Types T, int Cost, class C>
+template <class Functor, Form F, Types T, int Cost, class C>
 void add_stage(StageTable& table, Op op) {
   if constexpr (has_form(T, storage_traits<C>::dtype)) {
     using V = Vec<C>;
     AnyFn* f = table.op[static_cast<int>(op)];
-    const auto put = [&](int variant, auto fn) {
-      f[variant] = reinterpret_cast<AnyFn>(static_cast<StageFn<V>>(fn));
-    };
-    put(kTensorOperands, stage_op<Functor, Operands, Cost, false, false, V>);
-    if constexpr (Operands >= 1) put(kScalarB, stage_op<Functor, Operands, Cost, true, false, V>);
-    if constexpr (Operands >= 2) {
-      put(kScalarC, stage_op<Functor, Operands, Cost, false, true, V>);
-      put(kScalarB | kScalarC, stage_op<Functor, Operands, Cost, true, true, V>);
-    }
+    for_variants<F>([&](auto b, auto c) {
+      const StageFn<V> fn = stage_op<Functor, F, Cost, b, c, V>;
+      f[b * kScalarB + c * kScalarC] = reinterpret_cast<AnyFn>(fn);
+    });
   }
 }
 
@@ -305,8 +350,8 @@ void add_rounding_stage(StageTable& table) {
 template <class C>
 void add_stages(StageTable& table) {
   using V = Vec<C>;
-#define INPLACE_EXT_ADD(NAME, FUNCTOR, OPERANDS, TYPES, COST) \
-  add_stage<FUNCTOR, OPERANDS, Types::TYPES, COST, C>(table, Op::NAME);
+#define INPLACE_EXT_ADD(NAME, FUNCTOR, FORM, TYPES, COST) \
+  add_stage<FUNCTOR, Form::FORM, Types::TYPES, COST, C>(table, Op::NAME);
   INPLACE_EXT_OPS(INPLACE_EXT_ADD)
 #undef INPLACE_EXT_ADD
   add_memory_stages<C, C>(table);

@@ -224,6 +224,8 @@ IE_INLINE Group<S> load_group(const char* p) {
     return {{load<S>(p), load<S>(p + kVectorBytes / 2)}}; // conversion takes its operand from memory
   } else if constexpr (is_half_v<S>) {
     return unpack(Bits16::load(p), S{});
+  } else if constexpr (std::is_same_v<S, bool_t>) {
+    return {{min(VecOf<S>::load(p), VecOf<S>(uint8_t(1)))}}; // any byte that is not 0 is true
   } else {
     return {{VecOf<S>::load(p)}};
   }
@@ -245,9 +247,26 @@ IE_INLINE Group<S> load_partial(const char* p, int n) {
   const int bytes = n * static_cast<int>(sizeof(S));
   if constexpr (is_half_v<S>) {
     return unpack(Bits16(load_bytes<Bits16::raw>(p, bytes)), S{});
+  } else if constexpr (std::is_same_v<S, bool_t>) {
+    return {{min(VecOf<S>(load_bytes<typename VecOf<S>::raw>(p, bytes)), VecOf<S>(uint8_t(1)))}};
   } else {
     return {{VecOf<S>(load_bytes<typename VecOf<S>::raw>(p, bytes))}};
   }
+}
+// A mask of bytes for a group of S: lanes that are not 0 where the byte is not. As floats they are NaN, and
+// so different from 0 even where denormals count as 0. For the 16-bit floats there is loop_on_bits.
+template <class S>
+IE_INLINE Group<S> mask_group(Vec<typename int_of_size<sizeof(ComputeOf<S>)>::type> bytes) {
+  using I = typename int_of_size<sizeof(ComputeOf<S>)>::type;
+  return {{bitcast<ComputeOf<S>>(Vec<I>(I(0)) - bytes)}};
+}
+template <class S>
+IE_INLINE Group<S> load_mask(const char* p) {
+  return mask_group<S>(widen_bytes<typename int_of_size<sizeof(ComputeOf<S>)>::type>(p));
+}
+template <class S>
+IE_INLINE Group<S> load_mask_partial(const char* p, int n) {
+  return mask_group<S>(widen_some_bytes<typename int_of_size<sizeof(ComputeOf<S>)>::type>(p, n));
 }
 template <class S>
 IE_INLINE void store_partial(char* p, const Group<S>& g, int n) {

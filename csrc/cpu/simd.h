@@ -247,6 +247,10 @@ IE_INLINE Vec<T> floor(Vec<T> a) {
   return map_lanes([](T x) { return std::floor(x); }, a);
 }
 template <class T>
+IE_INLINE Vec<T> ceil(Vec<T> a) {
+  return map_lanes([](T x) { return std::ceil(x); }, a);
+}
+template <class T>
 IE_INLINE Vec<T> trunc(Vec<T> a) {
   return map_lanes([](T x) { return std::trunc(x); }, a);
 }
@@ -276,6 +280,10 @@ IE_INLINE Vec<T> trunc(Vec<T> a) {
   template <>                                          \
   IE_INLINE Vec<T> floor(Vec<T> a) {                   \
     return _mm512_roundscale_##SUFFIX(a.v, 0x09);      \
+  }                                                    \
+  template <>                                          \
+  IE_INLINE Vec<T> ceil(Vec<T> a) {                    \
+    return _mm512_roundscale_##SUFFIX(a.v, 0x0a);      \
   }                                                    \
   template <>                                          \
   IE_INLINE Vec<T> trunc(Vec<T> a) {                   \
@@ -309,6 +317,10 @@ IE_X86(pd, double)
   template <>                                          \
   IE_INLINE Vec<T> floor(Vec<T> a) {                   \
     return _mm256_round_##SUFFIX(a.v, 0x09);           \
+  }                                                    \
+  template <>                                          \
+  IE_INLINE Vec<T> ceil(Vec<T> a) {                    \
+    return _mm256_round_##SUFFIX(a.v, 0x0a);           \
   }                                                    \
   template <>                                          \
   IE_INLINE Vec<T> trunc(Vec<T> a) {                   \
@@ -456,6 +468,39 @@ IE_INLINE void store_int32(T* p, Vec<int32_t> a) {
     out = __builtin_convertvector(a.v, decltype(out));
   }
   std::memcpy(p, &out, sizeof(out));
+}
+
+// As many bytes as a vector of T has lanes, each extended with zeros; T is an integer.
+template <class T>
+IE_INLINE Vec<T> widen_bytes(const char* p) {
+  if constexpr (sizeof(T) == 1) {
+    return Vec<T>::load(p);
+  } else if constexpr (sizeof(T) == 4) {
+    return bitcast<T>(load_int32(reinterpret_cast<const uint8_t*>(p)));
+  } else {
+    typename raw_vector<uint8_t, Vec<T>::N>::type in;
+    std::memcpy(&in, p, sizeof(in));
+    using raw = typename Vec<T>::raw;
+#if defined(INPLACE_EXT_AVX512)
+    if constexpr (sizeof(T) == 2) return (raw)_mm512_cvtepu8_epi16((__m256i)in);
+    if constexpr (sizeof(T) == 8) return (raw)_mm512_cvtepu8_epi64(_mm_loadl_epi64((const __m128i*)p));
+#elif defined(INPLACE_EXT_AVX2)
+    if constexpr (sizeof(T) == 2) return (raw)_mm256_cvtepu8_epi16((__m128i)in);
+    if constexpr (sizeof(T) == 8) {
+      int bits;
+      std::memcpy(&bits, p, sizeof(bits));
+      return (raw)_mm256_cvtepu8_epi64(_mm_cvtsi32_si128(bits));
+    }
+#endif
+    return __builtin_convertvector(in, raw);
+  }
+}
+// The first n of them, fewer than there are lanes, zeros above.
+template <class T>
+IE_INLINE Vec<T> widen_some_bytes(const char* p, int n) {
+  char in[Vec<T>::N] = {};
+  for (int i = 0; i < n; ++i) in[i] = p[i];
+  return widen_bytes<T>(in);
 }
 
 // int64 as double and back for |a| < 2^51, where adding 1.5 * 2^52 puts an integer into the low bits of a

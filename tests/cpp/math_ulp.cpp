@@ -1,12 +1,15 @@
-// Measures exp, pow and fmod of math.h against the C library in a wider type, and holds them to bounds.
+// Measures the vector math against the C library in a wider type, and holds it to bounds.
 //
-//   g++ -std=c++20 -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math -Icsrc/include -Icsrc/cpu
-//       [-mavx2 -mfma -mf16c] tests/cpp/math_ulp.cpp -o math_ulp
-//   math_ulp           everything: float exp on all 2^32 inputs, large samples of the rest (minutes)
-//   math_ulp --quick   the same in a few seconds, on samples
-//   math_ulp --time    ns per element in cache, nothing checked
+//   math_ulp                   everything: each function of one float on all 2^32 inputs, dense samples of
+//   the
+//                              rest (minutes); every 16th input without fused multiply-add, where it is slow
+//   math_ulp --quick           the same in seconds, on samples
+//   math_ulp --dump NAME N     N inputs of a function of one double, each followed by its value, in binary
+//   math_ulp --time            ns per element in cache, nothing checked
 //
-// Exit status 1 when a bound is exceeded.
+// tools/measure_ulp.py compiles and runs it for each instruction set. A line of output has seven columns
+// between tabs: function, type, inputs, their number, largest error in ulp, bound, where. Exit status 1 when
+// a bound is exceeded.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -18,16 +21,43 @@
 #include "simd.h"
 
 #include "inplace_ext/math.h"
+#include "inplace_ext/math_erf.h"
+#include "inplace_ext/math_exp.h"
+#include "inplace_ext/math_log.h"
+#include "inplace_ext/math_trig.h"
 
 namespace {
 
 using namespace inplace_ext;
 
-// Largest error allowed, in ulp. The comments in math.h quote what is measured.
+// Functions of one argument: X(name, bound for float, bound for double, reference, ordinary range). The
+// bounds are in ulp, and a little above what is measured; the comments in the headers quote that.
+#define MATH_ULP_UNARY(X)                                                                       \
+  X(exp, 1.0, 1.0, std::exp(x), -104, 89)                                                       \
+  X(exp2, 1.5, 2.0, std::exp2(x), -150, 128)                                                    \
+  X(expm1, 2.0, 2.0, std::expm1(x), -20, 89)                                                    \
+  X(log, 1.0, 1.0, std::log(x), 0, 100)                                                         \
+  X(log2, 2.0, 2.0, std::log2(x), 0, 100)                                                       \
+  X(log10, 2.0, 2.0, std::log10(x), 0, 100)                                                     \
+  X(log1p, 1.75, 1.75, std::log1p(x), -1, 100)                                                  \
+  X(sin, 1.75, 1.75, std::sin(x), -100, 100)                                                    \
+  X(cos, 1.75, 1.75, std::cos(x), -100, 100)                                                    \
+  X(tanh, 1.75, 1.75, std::tanh(x), -10, 10)                                                    \
+  X(sigmoid, 1.75, 2.0, 1 / (1 + std::exp(-x)), -100, 20)                                       \
+  X(erf, 1.5, 1.75, std::erf(x), -4, 4)                                                         \
+  X(silu, 1.75, 1.75, x / (1 + std::exp(-x)), -100, 20)                                         \
+  X(mish, 1.0, 1.75, x* std::tanh(std::log1p(std::exp(x))), -100, 20)                           \
+  X(softplus, 1.0, 2.0, x > 20 ? x : std::log1p(std::exp(x)), -100, 30)                         \
+  X(gelu, 1.0, 2.5, x > 100 ? x : x * (std::erfc(-x / std::sqrt(decltype(x)(2))) / 2), -15, 15) \
+  X(gelu_tanh, 1.0, 1.75,                                                                       \
+    x / (1 + std::exp(-kGelu<decltype(x)> * (x + decltype(x)(0.044715L) * x * x * x))), -10, 10)
+
+template <class W>
+constexpr W kGelu = W(1.595769121605730711759784L); // 2 sqrt(2/pi)
+
+// Largest errors of the functions of two arguments.
 struct Bounds {
-  double exp_float = 1.0;
-  double exp_double = 1.0;
-  double pow_float = 0.6;
+  double pow_float = 1.0;
   // The fallback without fused multiply-add is the C library's.
   double pow_double = kHasFma ? 0.85 : 1.0;
   double fmod = 0.0;
@@ -92,11 +122,10 @@ bool failed = false;
 
 template <class T>
 void report(const char* function, const char* inputs, const Worst<T>& w, double bound) {
-  const bool bad = !(w.error <= bound);
-  failed |= bad;
-  std::printf("%-4s %-7s %-34s %11llu  %8.4f  %6.2f  %s", function, Traits<T>::kName, inputs,
-              static_cast<unsigned long long>(w.count), w.error, bound, bad ? "FAIL" : "ok");
-  if (w.error > 0) std::printf("  (%a, %a)", static_cast<double>(w.x), static_cast<double>(w.y));
+  failed |= !(w.error <= bound);
+  std::printf("%s\t%s\t%s\t%llu\t%.4f\t%g\t%a", function, Traits<T>::kName, inputs,
+              static_cast<unsigned long long>(w.count), w.error, bound, static_cast<double>(w.x));
+  if (w.y != T(0)) std::printf(", %a", static_cast<double>(w.y));
   std::printf("\n");
   std::fflush(stdout);
 }
@@ -126,12 +155,37 @@ template <class T, class F>
 void apply(F f, const T* x, const T* y, T* out) {
   for (int i = 0; i < kBatch; i += Vec<T>::N) f(Vec<T>::load(x + i), Vec<T>::load(y + i)).store(out + i);
 }
-struct Exp {
-  template <class V>
-  IE_INLINE V operator()(V x, V) const {
-    return exp(x);
-  }
+// softplus with the parameters that torch gives it.
+template <class V>
+IE_INLINE V softplus(V x) {
+  return softplus(x, V(1), V(20));
+}
+// A function as functor of vectors, of which the second is not used, and its reference.
+template <int>
+struct Unary;
+enum Index {
+#define MATH_ULP_ENUM(NAME, ...) k_##NAME,
+  MATH_ULP_UNARY(MATH_ULP_ENUM)
+#undef MATH_ULP_ENUM
 };
+#define MATH_ULP_FUNCTOR(NAME, FLOAT, DOUBLE, REFERENCE, LOW, HIGH)   \
+  template <>                                                         \
+  struct Unary<k_##NAME> {                                            \
+    static constexpr const char* kName = #NAME;                       \
+    static constexpr double kLow = LOW, kHigh = HIGH;                 \
+    template <class T>                                                \
+    static constexpr double kBound = sizeof(T) == 4 ? FLOAT : DOUBLE; \
+    template <class V>                                                \
+    IE_INLINE V operator()(V x, V) const {                            \
+      return NAME(x);                                                 \
+    }                                                                 \
+    template <class W>                                                \
+    static W exact(W x) {                                             \
+      return REFERENCE;                                               \
+    }                                                                 \
+  };
+MATH_ULP_UNARY(MATH_ULP_FUNCTOR)
+#undef MATH_ULP_FUNCTOR
 struct Pow {
   template <class V>
   IE_INLINE V operator()(V x, V y) const {
@@ -241,11 +295,20 @@ Worst<T> special_grid(F f, Error error) {
   return worst;
 }
 
-// The wider type's pow and exp; where that is not wider (double as long double on some machines) the bounds
-// of double say less.
-template <class T>
-double exp_error(T got, T x, T) {
-  return error_ulp<T>(got, std::exp(static_cast<typename Traits<T>::Wide>(x)));
+// The wider type's functions; where that is not wider (double as long double on some machines) the bounds of
+// double say less.
+template <class F, class T>
+double unary_error(T got, T x, T) {
+  using W = typename Traits<T>::Wide;
+  if (x != x) return got != got ? 0 : std::numeric_limits<double>::infinity();
+  // Torch's formulas of these have inf / inf there.
+  const bool nan = std::isinf(x) && x < 0 &&
+                   (std::strcmp(F::kName, "silu") == 0 || std::strcmp(F::kName, "mish") == 0 ||
+                    std::strncmp(F::kName, "gelu", 4) == 0);
+  if (nan) return got != got ? 0 : std::numeric_limits<double>::infinity();
+  if (std::isinf(x) && x > 0 && std::strcmp(F::kName, "mish") == 0)
+    return got == x ? 0 : std::numeric_limits<double>::infinity();
+  return error_ulp<T>(got, F::template exact<W>(static_cast<W>(x)));
 }
 template <class T>
 double pow_error(T got, T x, T y) {
@@ -272,43 +335,76 @@ T any_positive(Random& r) {
   return std::fabs(any_number<T>(r));
 }
 
-void exp_float_all() {
-  static float x[kBatch], out[kBatch];
+// Every `step`-th float. The double version of the function, which has tests of its own, is the quick
+// reference; where an error is the largest so far, the C library decides.
+template <class F>
+void all_floats(uint64_t step) {
+  alignas(64) static float x[kBatch], out[kBatch];
+  alignas(64) static double wide[kBatch], reference[kBatch];
   Worst<float> worst;
-  for (uint64_t start = 0; start < uint64_t(1) << 32; start += kBatch) {
-    for (int i = 0; i < kBatch; ++i) x[i] = from_bits<float>(static_cast<uint32_t>(start + i));
-    apply<float>(Exp(), x, x, out);
+  for (uint64_t start = 0; start < uint64_t(1) << 32; start += kBatch * step) {
     for (int i = 0; i < kBatch; ++i) {
-      // Far beyond the limits the reference is slow and known.
-      const float limited = x[i] > 200.f ? 200.f : x[i] < -200.f ? -200.f : x[i];
-      worst.add(exp_error<float>(out[i], limited, 0), x[i]);
+      x[i] = from_bits<float>(static_cast<uint32_t>(start + i * step));
+      wide[i] = x[i];
+    }
+    apply<float>(F(), x, x, out);
+    if constexpr (kHasFma) {
+      apply<double>(F(), wide, wide, reference);
+    } else {
+      for (int i = 0; i < kBatch; ++i) reference[i] = F::template exact<double>(wide[i]);
+    }
+    alignas(64) static double error[kBatch];
+    for (int i = 0; i < kBatch; ++i) {
+      // One over the ulp at the reference, from its exponent; NaN and inf make the comparison below fail.
+      const int64_t field = (static_cast<int64_t>(to_bits(reference[i])) >> 52) & 0x7ff;
+      const int64_t exponent = field < 1023 - 126 ? 1023 - 126 : field;
+      const double scale = from_bits<double>(static_cast<uint64_t>(2 * 1023 + 23 - exponent) << 52);
+      error[i] = std::fabs(static_cast<double>(out[i]) - reference[i]) * scale;
+    }
+    worst.count += kBatch;
+    for (int i = 0; i < kBatch; ++i) {
+      if (!(error[i] <= worst.error)) {
+        const double e = unary_error<F, float>(out[i], x[i], 0.f);
+        if (e > worst.error) worst.error = e, worst.x = x[i];
+      }
     }
   }
-  report("exp", "all inputs", worst, kBounds.exp_float);
+  report(F::kName, step == 1 ? "every number" : "every 16th number", worst, F::template kBound<float>);
 }
 
-template <class T>
-void test_exp(uint64_t n, double bound) {
-  using L = std::numeric_limits<T>;
-  const double log_max = L::max_exponent * 0.6931471805599453,
-               log_min = (L::min_exponent - L::digits - 1) * 0.6931471805599453;
-  const auto error = exp_error<T>;
-  report("exp", "special values", special_grid<T>(Exp(), error), bound);
-  report("exp", "full range",
-         sample<T>(
-             Exp(), n, [=](Random& r, T& x, T&) { x = T(r.between(log_min - 1, log_max + 1)); }, error),
-         bound);
-  report("exp", "[-1, 1]",
-         sample<T>(Exp(), n, [](Random& r, T& x, T&) { x = T(r.between(-1, 1)); }, error), bound);
-  report(
-      "exp", "denormal results",
-      sample<T>(
-          Exp(), n / 4,
-          [=](Random& r, T& x, T&) { x = T(r.between(log_min - 1, L::min_exponent * 0.6931471805599453)); },
-          error),
-      bound);
-  report("exp", "any bits",
-         sample<T>(Exp(), n / 4, [](Random& r, T& x, T&) { x = any_number<T>(r); }, error), bound);
+template <class F, class T>
+void test_unary(uint64_t n) {
+  const auto error = unary_error<F, T>;
+  const double bound = F::template kBound<T>;
+  const auto run = [&](const char* inputs, uint64_t count, auto draw) {
+    report(F::kName, inputs, sample<T>(F(), count, draw, error), bound);
+  };
+  report(F::kName, "special values", special_grid<T>(F(), error), bound);
+  run("ordinary", n, [](Random& r, T& x, T&) { x = T(r.between(F::kLow, F::kHigh)); });
+  run("[-2, 2]", n, [](Random& r, T& x, T&) { x = T(r.between(-2, 2)); });
+  run("near 1", n / 2,
+      [](Random& r, T& x, T&) { x = T(1 + r.between(-1, 1) * std::ldexp(1.0, -r.below(30))); });
+  run("any bits", n, [](Random& r, T& x, T&) { x = any_number<T>(r); });
+}
+
+// For mpmath: ordinary numbers, small ones, and any bits.
+template <class F>
+void dump(uint64_t n) {
+  Random random{n};
+  alignas(64) static double x[kBatch], y[kBatch];
+  for (uint64_t done = 0; done < n; done += kBatch) {
+    for (int i = 0; i < kBatch; ++i) {
+      const int kind = i % 4;
+      x[i] = kind == 0   ? random.between(-2, 2)
+             : kind == 1 ? any_number<double>(random)
+                         : random.between(F::kLow, F::kHigh);
+    }
+    apply<double>(F(), x, x, y);
+    for (int i = 0; i < kBatch && done + i < n; ++i) {
+      std::fwrite(&x[i], sizeof(double), 1, stdout);
+      std::fwrite(&y[i], sizeof(double), 1, stdout);
+    }
+  }
 }
 
 template <class T>
@@ -421,7 +517,9 @@ void time_one(const char* name, F f, double xlo, double xhi, double ylo, double 
 }
 template <class T>
 void time_all() {
-  time_one<T>("exp", Exp(), -10, 10, 0, 0);
+#define MATH_ULP_TIME(NAME, ...) time_one<T>(#NAME, Unary<k_##NAME>(), 0.1, 4, 0, 0);
+  MATH_ULP_UNARY(MATH_ULP_TIME)
+#undef MATH_ULP_TIME
   time_one<T>("pow", Pow(), 0.1, 4, 0.5, 2.5);
   time_one<T>("pow, y = 1.5", Pow(), 0.1, 4, 1.5, 1.5);
   time_one<T>("pow, x of both signs, y = 3", Pow(), -4, 4, 3, 3);
@@ -432,26 +530,40 @@ void time_all() {
 
 int main(int argc, char** argv) {
   const std::string mode = argc > 1 ? argv[1] : "";
-  std::printf("%s, %d bytes a vector\n", kCapability, kVectorBytes);
   if (mode == "--time") {
+    std::printf("%s, %d bytes a vector\n", kCapability, kVectorBytes);
     time_all<float>();
     time_all<double>();
     return 0;
   }
+  if (mode == "--dump" && argc == 4) {
+    const std::string name = argv[2];
+    const uint64_t n = std::stoull(argv[3]);
+#define MATH_ULP_DUMP(NAME, ...) \
+  if (name == #NAME) return dump<Unary<k_##NAME>>(n), 0;
+    MATH_ULP_UNARY(MATH_ULP_DUMP)
+#undef MATH_ULP_DUMP
+    std::fprintf(stderr, "math_ulp: no function of one argument is called %s\n", argv[2]);
+    return 2;
+  }
   if (!mode.empty() && mode != "--quick") {
-    std::fprintf(stderr, "usage: math_ulp [--quick | --time]\n");
+    std::fprintf(stderr, "usage: math_ulp [--quick | --time | --dump NAME N]\n");
     return 2;
   }
   const bool quick = mode == "--quick";
-  std::printf("%-4s %-7s %-34s %11s  %8s  %6s\n", "", "type", "inputs", "samples", "max ulp", "bound");
-  if (!quick) exp_float_all();
-  const uint64_t n = quick ? 200'000 : 32'000'000;
-  test_exp<float>(quick ? 1'000'000 : n, kBounds.exp_float);
-  test_pow<float>(quick ? 400'000 : n, kBounds.pow_float);
-  test_fmod<float>(n);
-  test_exp<double>(n / 2, kBounds.exp_double);
-  test_pow<double>(quick ? n : n / 4, kBounds.pow_double);
-  test_fmod<double>(n);
-  std::printf(failed ? "FAILED\n" : "all within bounds\n");
+  const uint64_t n = quick ? 20'000 : 1'000'000;
+#define MATH_ULP_TEST(NAME, ...)                   \
+  if (quick) {                                     \
+    test_unary<Unary<k_##NAME>, float>(n);         \
+  } else {                                         \
+    all_floats<Unary<k_##NAME>>(kHasFma ? 1 : 16); \
+  }                                                \
+  test_unary<Unary<k_##NAME>, double>(n);
+  MATH_ULP_UNARY(MATH_ULP_TEST)
+#undef MATH_ULP_TEST
+  test_pow<float>(quick ? 400'000 : 32'000'000, kBounds.pow_float);
+  test_pow<double>(quick ? 200'000 : 8'000'000, kBounds.pow_double);
+  test_fmod<float>(quick ? 200'000 : 32'000'000);
+  test_fmod<double>(quick ? 200'000 : 32'000'000);
   return failed;
 }

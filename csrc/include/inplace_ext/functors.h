@@ -1,10 +1,11 @@
 // The arithmetic of every operation, one functor each.
 //
 // V is a SIMD vector on the CPU (cpu/simd.h) and a scalar on the device. `a` is the element of the tensor
-// that is changed, b and c are the operands, already in the compute type. Functors know nothing of memory;
-// the loops that call them know nothing of arithmetic. A functor must not trap on any bits, since the tail of
-// an array is computed in a vector padded with zeros.
+// that is changed, b and c are the operands and d is a number, all in the compute type. Functors know nothing
+// of memory; the loops that call them know nothing of arithmetic. A functor must not trap on any bits, since
+// the tail of an array is computed in a vector padded with zeros.
 #pragma once
+#include <limits>
 #include <type_traits>
 
 namespace inplace_ext {
@@ -100,57 +101,89 @@ struct Relu {
   }
 };
 
+// A functor of one call of the function of the same arithmetic.
+#define IE_UNARY(NAME, EXPRESSION) \
+  struct NAME {                    \
+    template <class V>             \
+    static V apply(V a) {          \
+      return EXPRESSION;           \
+    }                              \
+  };
+IE_UNARY(Sqrt, sqrt(a))
+IE_UNARY(Rsqrt, V(1) / sqrt(a))
+IE_UNARY(Reciprocal, V(1) / a)
+IE_UNARY(Square, a* a)
+IE_UNARY(Cube, a * a * a)
+IE_UNARY(ReciprocalSquare, V(1) / (a * a))
+IE_UNARY(Floor, floor(a))
+IE_UNARY(Ceil, ceil(a))
+IE_UNARY(Trunc, trunc(a))
+IE_UNARY(Round, rint(a))
+IE_UNARY(Frac, a - trunc(a))
+IE_UNARY(Exp, exp(a))
+IE_UNARY(Exp2, exp2(a))
+IE_UNARY(Expm1, expm1(a))
+IE_UNARY(Log, log(a))
+IE_UNARY(Log2, log2(a))
+IE_UNARY(Log10, log10(a))
+IE_UNARY(Log1p, log1p(a))
+IE_UNARY(Sin, sin(a))
+IE_UNARY(Cos, cos(a))
+IE_UNARY(Tanh, tanh(a))
+IE_UNARY(Sigmoid, sigmoid(a))
+IE_UNARY(Erf, erf(a))
+IE_UNARY(Silu, silu(a))
+IE_UNARY(Mish, mish(a))
+IE_UNARY(Gelu, gelu(a))
+IE_UNARY(GeluTanh, gelu_tanh(a))
+#undef IE_UNARY
+
+// Those that only touch the sign have a form on the bits of 16-bit floats.
 struct Neg {
   template <class V>
   static V apply(V a) {
     return -a;
   }
-  // On the bits of 16-bit floats.
   template <class V>
   static V apply_bits(V h) {
     return h ^ V(0x8000);
   }
 };
-struct Exp {
+struct Abs {
   template <class V>
   static V apply(V a) {
-    return exp(a);
+    return abs(a);
+  }
+  template <class V>
+  static V apply_bits(V h) {
+    return h & V(0x7fff);
   }
 };
-struct Sqrt {
+// 0 for NaN and for either zero.
+struct Sign {
   template <class V>
   static V apply(V a) {
-    return sqrt(a);
+    using T = typename V::lane;
+    const V zero(T(0)), one(T(1));
+    const V positive = select(a > zero, one, zero);
+    if constexpr (std::is_signed_v<T>) {
+      return select(a < zero, V(T(-1)), positive);
+    } else {
+      return positive;
+    }
   }
 };
-struct Rsqrt {
+// To b's power of ten: rint(a * 10^n) / 10^n, and for whole tens rint(a / 10^n) * 10^n.
+struct RoundPlaces {
   template <class V>
-  static V apply(V a) {
-    return V(1) / sqrt(a);
+  static V apply(V a, V power) {
+    return rint(a * power) / power;
   }
 };
-struct Reciprocal {
+struct RoundTens {
   template <class V>
-  static V apply(V a) {
-    return V(1) / a;
-  }
-};
-struct Square {
-  template <class V>
-  static V apply(V a) {
-    return a * a;
-  }
-};
-struct Cube {
-  template <class V>
-  static V apply(V a) {
-    return a * a * a;
-  }
-};
-struct ReciprocalSquare {
-  template <class V>
-  static V apply(V a) {
-    return V(1) / (a * a);
+  static V apply(V a, V power) {
+    return rint(a / power) * power;
   }
 };
 
@@ -234,6 +267,99 @@ struct DivFloor {
   }
 };
 
+// The remainder with the sign of a, and with that of b as Python has it. Integers: see safe_divisor; the
+// remainder of a division by -1 is 0.
+struct Fmod {
+  template <class V>
+  static V apply(V a, V b) {
+    if constexpr (is_floating_v<V>) {
+      return fmod(a, b);
+    } else {
+      return a - integer_quotient(a, b) * b;
+    }
+  }
+};
+struct Remainder {
+  template <class V>
+  static V apply(V a, V b) {
+    using T = typename V::lane;
+    const V mod = Fmod::apply(a, b), zero(T(0));
+    if constexpr (std::is_signed_v<T>) {
+      return select((mod != zero) & ((b < zero) ^ (mod < zero)), mod + b, mod);
+    } else {
+      return mod;
+    }
+  }
+};
+
+// Fused where torch's are: its addcmul and lerp round once, its addcdiv does not.
+struct Addcmul {
+  template <class V>
+  static V apply(V a, V b, V c, V value) {
+    return fma(value * b, c, a);
+  }
+};
+struct Addcdiv {
+  template <class V>
+  static V apply(V a, V b, V c, V value) {
+    return a + value * b / c;
+  }
+};
+// From the nearer end, so that weight 1 gives `end` itself.
+struct Lerp {
+  template <class V>
+  static V apply(V a, V end, V weight) {
+    using T = typename V::lane;
+    const auto near = abs(weight) < V(T(0.5));
+    return fma(select(near, weight, weight - V(T(1))), end - a, select(near, a, end));
+  }
+};
+
+// 1 where it holds, else 0.
+#define IE_COMPARISON(NAME, OP)                \
+  struct NAME {                                \
+    template <class V>                         \
+    static V apply(V a, V b) {                 \
+      using T = typename V::lane;              \
+      return select(a OP b, V(T(1)), V(T(0))); \
+    }                                          \
+  };
+IE_COMPARISON(Equal, ==)
+IE_COMPARISON(NotEqual, !=)
+IE_COMPARISON(Less, <)
+IE_COMPARISON(LessEqual, <=)
+IE_COMPARISON(Greater, >)
+IE_COMPARISON(GreaterEqual, >=)
+#undef IE_COMPARISON
+
+// The mask is true where it is not zero. On the bits of 16-bit floats, so that a NaN keeps its own.
+struct MaskedFill {
+  template <class V>
+  static V apply(V a, V mask, V value) {
+    return select(mask != V(typename V::lane(0)), value, a);
+  }
+  template <class V>
+  static V apply_bits(V a, V mask, V value) {
+    return apply(a, mask, value);
+  }
+};
+struct Where {
+  template <class V>
+  static V apply(V a, V mask, V other) {
+    return select(mask != V(typename V::lane(0)), a, other);
+  }
+  template <class V>
+  static V apply_bits(V a, V mask, V other) {
+    return apply(a, mask, other);
+  }
+};
+struct NanToNum {
+  template <class V>
+  static V apply(V a, V nan, V posinf, V neginf) {
+    const V inf(std::numeric_limits<typename V::lane>::infinity());
+    return select(a != a, nan, select(a == inf, posinf, select(a == -inf, neginf, a)));
+  }
+};
 // + and * of bool tensors, on bytes of which any that is not zero counts as true.
 struct LogicalOr {
   template <class V>
@@ -245,6 +371,45 @@ struct LogicalAnd {
   template <class V>
   static V apply(V a, V b) {
     return select((a != V(0)) & (b != V(0)), V(1), V(0));
+  }
+};
+
+// Activations. NaN stays NaN, as comparisons and the order of max and min have it.
+struct Threshold {
+  template <class V>
+  static V apply(V a, V threshold, V value) {
+    return select(a <= threshold, value, a);
+  }
+};
+struct LeakyRelu {
+  template <class V>
+  static V apply(V a, V slope) {
+    return select(a > V(0), a, a * slope);
+  }
+};
+struct Hardsigmoid {
+  template <class V>
+  static V apply(V a) {
+    return min(V(6), max(V(0), a + V(3))) / V(6);
+  }
+};
+struct Hardswish {
+  template <class V>
+  static V apply(V a) {
+    return a * min(V(6), max(V(0), a + V(3))) / V(6);
+  }
+};
+// b and c are the factors of the negative and of the positive side, d that of the exponent.
+struct Elu {
+  template <class V>
+  static V apply(V a, V negative, V positive, V input) {
+    return select(a > V(0), a * positive, expm1(a * input) * negative);
+  }
+};
+struct Softplus {
+  template <class V>
+  static V apply(V a, V beta, V threshold) {
+    return softplus(a, beta, threshold);
   }
 };
 

@@ -286,4 +286,293 @@ alignas(16) constexpr double kLogTable[][2] = {
     {-0x1.659b57303ep-2, -0x1.f281db0af8efcp-46},
 };
 
+// 2^f, |f| <= 1/2, degree 6, relative error 2^-26.0.
+constexpr float kExp2F[] = {
+    0x1p+0f,
+    0x1.62e43p-1f,
+    0x1.ebfbdcp-3f,
+    0x1.c6aef2p-5f,
+    0x1.3b2d56p-7f,
+    0x1.5f3b48p-10f,
+    0x1.41f36ap-13f,
+};
+
+// 2^f, |f| <= 1/2, degree 12, relative error 2^-55.6.
+constexpr double kExp2[] = {
+    0x1p+0,
+    0x1.62e42fefa39efp-1,
+    0x1.ebfbdff82c58fp-3,
+    0x1.c6b08d704a0cep-5,
+    0x1.3b2ab6fba4e24p-7,
+    0x1.5d87fe78a2947p-10,
+    0x1.430912f8838a6p-13,
+    0x1.ffcbfc7436dfap-17,
+    0x1.62c021e291e67p-20,
+    0x1.b524de710a09ap-24,
+    0x1.e4d06e2612385p-28,
+    0x1.e9ffdae1f7d56p-32,
+    0x1.c2ca597dfe3edp-36,
+};
+
+// log(1 + f) = f - f^2/2 + f^3 P(f), sqrt(1/2) - 1 <= f <= sqrt(2) - 1;
+// relative error of the logarithm 2^-26.7.
+constexpr float kLog1pF[] = {
+    0x1.55554ap-2f,
+    -0x1.000212p-2f,
+    0x1.99a5ap-3f,
+    -0x1.547bc6p-3f,
+    0x1.226e32p-3f,
+    -0x1.0cc5a2p-3f,
+    0x1.07cd22p-3f,
+    -0x1.42690cp-4f,
+};
+
+// log(1 + f) = 2 s + s^3 P(s^2), s = f / (2 + f), sqrt(1/2) - 1 <= f <= sqrt(2) - 1;
+// relative error of the logarithm 2^-54.4.
+constexpr double kLogAtanh[] = {
+    0x1.5555555555567p-1,
+    0x1.999999998c662p-2,
+    0x1.249249380dbb1p-2,
+    0x1.c71c595a8e262p-3,
+    0x1.7464dbc4aed08p-3,
+    0x1.39c329acf9af8p-3,
+    0x1.2dc82d6139ff4p-3,
+};
+
+// 2 atanh(s) = s P(s^2), 0 <= s <= 1/3, relative error 2^-38.5: for float results only.
+constexpr double kAtanhForFloat[] = {
+    0x1.0000000002c8fp+1,
+    0x1.5555552f59dc6p-1,
+    0x1.9999c3cc04826p-2,
+    0x1.2489875a13b6dp-2,
+    0x1.c8d483f2509a6p-3,
+    0x1.5e7ee5517e57ap-3,
+    0x1.c03d875589009p-3,
+};
+
+// Factors of the logarithms to base 2 and 10; log10(2) with a high part as short as that of ln 2.
+constexpr float kLog2eHiF = 0x1.715476p+0f;
+constexpr float kLog2eLoF = 0x1.4ae0cp-26f;
+constexpr float kLog10eHiF = 0x1.bcb7b2p-2f;
+constexpr float kLog10eLoF = -0x1.5b235ep-27f;
+constexpr float kLog10Of2HiF = 0x1.344p-2f;
+constexpr float kLog10Of2LoF = 0x1.3509f8p-18f;
+constexpr double kLog2eHi = 0x1.71547652b82fep+0;
+constexpr double kLog2eLo = 0x1.777d0ffda0d24p-56;
+constexpr double kLog10eHi = 0x1.bcb7b1526e50ep-2;
+constexpr double kLog10eLo = 0x1.95355baaafad3p-57;
+constexpr double kLog10Of2Hi = 0x1.34413509f7p-2;
+constexpr double kLog10Of2Lo = 0x1.3fde623e2566bp-43;
+
+// 2/pi, and pi/2 in three parts: for fused products, and short enough for exact ones.
+constexpr float kTwoOverPiF = 0x1.45f306p-1f;
+constexpr float kHalfPiF[3] = {
+    0x1.921fb6p+0f,
+    -0x1.777a5cp-25f,
+    -0x1.ee59dap-50f,
+};
+constexpr double kTwoOverPi = 0x1.45f306dc9c883p-1;
+constexpr double kHalfPi[3] = {
+    0x1.921fb54442d18p+0,
+    0x1.1a62633145c07p-54,
+    -0x1.f1976b7ed8fbcp-110,
+};
+constexpr double kHalfPiShort[3] = {
+    0x1.921fb54p+0,
+    0x1.10b461p-30,
+    0x1.a62633145c06ep-58,
+};
+
+// sin r = r + r^3 P(r^2), |r| <= pi/4, relative error 2^-28.1.
+constexpr float kSinF[] = {
+    -0x1.555556p-3f,
+    0x1.111108p-7f,
+    -0x1.a00fa6p-13f,
+    0x1.6cd9dcp-19f,
+};
+
+// cos r = 1 - r^2/2 + r^4 P(r^2), |r| <= pi/4, absolute error 2^-26.9.
+constexpr float kCosF[] = {
+    0x1.55554ap-5f,
+    -0x1.6c0caap-10f,
+    0x1.9a09dp-16f,
+};
+
+// sin r = r + r^3 P(r^2), |r| <= pi/4, relative error 2^-32.6: for float results only.
+constexpr double kSinForFloat[] = {
+    -0x1.5555554cdad17p-3,
+    0x1.111108a5d9dd2p-7,
+    -0x1.a00fa66c60923p-13,
+    0x1.6cd9dcd4f609bp-19,
+};
+
+// cos r = 1 - r^2/2 + r^4 P(r^2), |r| <= pi/4, absolute error 2^-35.9: for float results only.
+constexpr double kCosForFloat[] = {
+    0x1.5555554fb173p-5,
+    -0x1.6c16b8ee822e9p-10,
+    0x1.a0114f3de80dap-16,
+    -0x1.243325e178193p-22,
+};
+
+// sin r = r + r^3 P(r^2), |r| <= pi/4, relative error 2^-57.3.
+constexpr double kSin[] = {
+    -0x1.5555555555555p-3,
+    0x1.111111111110bp-7,
+    -0x1.a01a01a018b4dp-13,
+    0x1.71de3a53404c8p-19,
+    -0x1.ae64529f9e19bp-26,
+    0x1.612096a1f9fa2p-33,
+    -0x1.aaa6ee2d4a80bp-41,
+};
+
+// cos r = 1 - r^2/2 + r^4 P(r^2), |r| <= pi/4, absolute error 2^-56.3.
+constexpr double kCos[] = {
+    0x1.5555555555551p-5,
+    -0x1.6c16c16c15a9cp-10,
+    0x1.a01a019d7ac09p-16,
+    -0x1.27e4f88c933dfp-22,
+    0x1.1eea3cf41aaeep-29,
+    -0x1.8fd554d3a431cp-37,
+};
+
+// tanh x = x + x^3 P(x^2), |x| <= 0.4, relative error 2^-24.2.
+constexpr float kTanhF[] = {
+    -0x1.55554p-2f,
+    0x1.11063ep-3f,
+    -0x1.b6d2a4p-5f,
+    0x1.335dbp-6f,
+};
+
+// tanh x = x + x^3 P(x^2), |x| <= 0.4, relative error 2^-58.2.
+constexpr double kTanh[] = {
+    -0x1.5555555555555p-2,
+    0x1.1111111111036p-3,
+    -0x1.ba1ba1ba03d35p-5,
+    0x1.664f4878b18edp-6,
+    -0x1.226e32f2871d2p-7,
+    0x1.d6d31905c05b5p-9,
+    -0x1.7d91f7409bac7p-10,
+    0x1.34483c78c66bap-11,
+    -0x1.e0b57f9308cap-13,
+    0x1.2005ffe521634p-14,
+};
+
+// erf x = x + x P(x^2), |x| <= 0.9375, relative error 2^-27.0.
+constexpr float kErfF[] = {
+    0x1.06eba8p-3f,
+    -0x1.812742p-2f,
+    0x1.ce2df2p-4f,
+    -0x1.b80c96p-6f,
+    0x1.54b4bep-8f,
+    -0x1.a994dcp-11f,
+    0x1.5aa216p-14f,
+};
+
+// log(1 - erf a) = P(a - 0.9375), 0.9375 <= a <= 3.95, error of erf 2^-28.8.
+constexpr float kLogErfcF[] = {
+    -0x1.b01db2p+0f,
+    -0x1.445c9cp+1f,
+    -0x1.ab8ebep-1f,
+    -0x1.69bb3ap-5f,
+    0x1.5e957ep-7f,
+    -0x1.17cf56p-9f,
+    0x1.45a18ap-12f,
+    -0x1.c1536ap-16f,
+    0x1.c89084p-21f,
+};
+
+// erf x = x + x P(x^2), |x| <= 1.0, relative error 2^-56.3.
+constexpr double kErf[] = {
+    0x1.06eba8214db69p-3,
+    -0x1.812746b0379e7p-2,
+    0x1.ce2f21a042bddp-4,
+    -0x1.b82ce31288997p-6,
+    0x1.565bcd0e649d7p-8,
+    -0x1.c02db3fed5d8dp-11,
+    0x1.f9a326bf4580fp-14,
+    -0x1.f4d255d6759a6p-17,
+    0x1.b9e64c53a4e42p-20,
+    -0x1.5f6d6349d157cp-23,
+    0x1.fc409b905cb2bp-27,
+    -0x1.4e5368af1aa3fp-30,
+    0x1.7ebe31b380957p-34,
+    -0x1.2905e40227e37p-38,
+};
+
+// log(1 - erf a) = P(a - 1.0), 1.0 <= a <= 6.0, error of erf 2^-59.0.
+constexpr double kLogErfc[] = {
+    -0x1.d97fbf27aa2a1p+0,
+    -0x1.51c9b0006c23dp+1,
+    -0x1.afabc11a28f29p-1,
+    -0x1.5477f09cab221p-5,
+    0x1.48c9d40c809a1p-7,
+    -0x1.033f69a6d001ep-9,
+    0x1.f1b4c2e6208adp-13,
+    0x1.b8bd5226810cdp-16,
+    -0x1.c7569a1d4c973p-16,
+    0x1.414b345ad1ba9p-17,
+    -0x1.0e712aab3f941p-19,
+    0x1.a34d2c46680c7p-24,
+    0x1.1c33f29969da7p-23,
+    -0x1.3726f1fc52576p-24,
+    0x1.9c68c6b848291p-26,
+    -0x1.9646b86c7cd86p-28,
+    0x1.34b73644b2af8p-30,
+    -0x1.666bbfe9cd29ap-33,
+    0x1.31968008645eep-36,
+    -0x1.60fb41fd91bf7p-40,
+    0x1.c990f29308727p-45,
+    -0x1.e8c18c190dbd2p-52,
+    -0x1.2adca67aa27d5p-55,
+};
+constexpr double kNormalKForFloat = 0x1p+2;
+
+// P(X > a) = e^(-a^2/2) u P(u), u = 1 / (k + a), 0 <= a <= 14.6, relative error 2^-26.8.
+constexpr double kNormalForFloat[] = {
+    0x1.988f4ee71973cp-2,
+    0x1.97a957f78c051p+0,
+    0x1.8620acfac62efp+2,
+    0x1.2bd3c25167d87p+4,
+    0x1.55523ce5a077ap+6,
+    0x1.31e8f12667c4p+6,
+    0x1.6097f64736003p+8,
+    0x1.d044b8e4fdc63p+11,
+    -0x1.09b0d2a77a07p+14,
+    0x1.15bba9d1dc02p+14,
+};
+constexpr double kNormalK = 0x1.8p+1;
+
+// P(X > a) = e^(-a^2/2) u P(u - 0.5625), u = k / (k + a), 0 <= a <= 39.0, relative error 2^-53.6.
+constexpr double kNormal[] = {
+    0x1.0fd971af6dd69p-2,
+    0x1.846949514b2d8p-2,
+    0x1.50baf8bdb17ebp-2,
+    0x1.bfba5756a385fp-4,
+    -0x1.3d0c73cd7b81ep-4,
+    -0x1.01613738d8eep-4,
+    0x1.3c314a2f5e1b5p-5,
+    0x1.f858b114fc408p-6,
+    -0x1.04af488c934d1p-5,
+    -0x1.261c76241b534p-7,
+    0x1.b6204d189888bp-6,
+    -0x1.045ab7a99ad24p-7,
+    -0x1.05ddfb620e64fp-6,
+    0x1.211f55e90459ep-6,
+    0x1.e7ee26b763568p-17,
+    -0x1.f7d64d345d1cdp-7,
+    0x1.c7f16e18010adp-7,
+    0x1.ca8e4527243adp-11,
+    -0x1.0d269e1d74997p-6,
+    0x1.132db9520a023p-6,
+    0x1.d2e8b0b0d3e78p-8,
+    -0x1.7fc55c72dd887p-6,
+    0x1.e5c0be55c594cp-11,
+    0x1.b2fec11ed0135p-7,
+};
+constexpr double kNormalMiddle = 0x1.2p-1;
+constexpr double kGeluOneHi = 0x1.9884533d43651p+0;
+constexpr double kGeluOneLo = -0x1.cbc0d30ebfd15p-54;
+constexpr double kGeluThreeHi = 0x1.2444f2a4d8b4bp-4;
+constexpr double kGeluThreeLo = -0x1.6c843a29d1c7p-61;
+
 } // namespace inplace_ext::tables

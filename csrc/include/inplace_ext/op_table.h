@@ -7,47 +7,110 @@
 
 namespace inplace_ext {
 
-// The compute types an operation is built for.
-enum class Types : uint8_t { kNumber, kFloat, kUInt8 };
+// The compute types an operation is built for; kAll and kUInt8 are those that bool tensors have as well.
+enum class Types : uint8_t { kNumber, kFloat, kAll, kUInt8 };
 constexpr bool has_form(Types types, DType compute) {
-  return types == Types::kNumber || (types == Types::kFloat && is_floating(compute)) ||
-         (types == Types::kUInt8 && compute == DType::u8);
+  return types == Types::kNumber || types == Types::kAll ||
+         (types == Types::kFloat && is_floating(compute)) || (types == Types::kUInt8 && compute == DType::u8);
 }
 
-// X(name, functor, operands beside the tensor itself, types, cost)
+// What an operation takes beside the element a of the tensor that is changed.
+enum class Form : uint8_t {
+  kUnary,    // nothing
+  kBinary,   // b
+  kTernary,  // b and c
+  kScaled,   // b, c and the number d
+  kMasked,   // b, read as a byte that is zero or not, and c
+  kNumber,   // the number b
+  kNumbers,  // the numbers b and c
+  kNumbers3, // the numbers b, c and d
+};
+// Operands that a stage may take from a tensor or a number: b and c.
+constexpr int operands_of(Form form) {
+  return form == Form::kUnary ? 0 : form == Form::kBinary || form == Form::kNumber ? 1 : 2;
+}
+constexpr bool takes_third(Form form) {
+  return form == Form::kScaled || form == Form::kNumbers3;
+}
+constexpr bool only_numbers(Form form) {
+  return form >= Form::kNumber;
+}
+
+// X(name, functor, form, types, cost)
 //
 // A name with a trailing underscore is public: inplace_ext/_table.py holds the line that documents it. The
-// others are forms that a public operation is turned into (bindings/functions.cpp says when). `cost` is the
+// others are forms that a public operation is turned into (bindings/binders.cpp says when). `cost` is the
 // time per element in units of a multiplication in cache; it sets how much work a thread must get.
-#define INPLACE_EXT_OPS(X)                             \
-  X(add_, Add, 1, kNumber, 1)                          \
-  X(sub_, Sub, 1, kNumber, 1)                          \
-  X(mul_, Mul, 1, kNumber, 1)                          \
-  X(div_, Div, 1, kFloat, 1)                           \
-  X(clamp_, Clamp, 2, kNumber, 1)                      \
-  X(clamp_min_, ClampMin, 1, kNumber, 1)               \
-  X(clamp_max_, ClampMax, 1, kNumber, 1)               \
-  X(pow_, Pow, 1, kNumber, 12)                         \
-  X(exp_, Exp, 0, kFloat, 4)                           \
-  X(sqrt_, Sqrt, 0, kFloat, 2)                         \
-  X(neg_, Neg, 0, kNumber, 1)                          \
-  X(relu_, Relu, 0, kNumber, 1)                        \
-  X(add_scaled, AddScaled, 2, kNumber, 1)              \
-  X(div_trunc, DivTrunc, 1, kNumber, 4)                \
-  X(div_floor, DivFloor, 1, kNumber, 8)                \
-  X(square, Square, 0, kNumber, 1)                     \
-  X(cube, Cube, 0, kNumber, 1)                         \
-  X(rsqrt, Rsqrt, 0, kFloat, 3)                        \
-  X(reciprocal, Reciprocal, 0, kFloat, 1)              \
-  X(reciprocal_square, ReciprocalSquare, 0, kFloat, 1) \
-  X(maximum, Maximum, 1, kNumber, 1)                   \
-  X(minimum, Minimum, 1, kNumber, 1)                   \
-  X(clamp_between, ClampBetween, 2, kNumber, 1)        \
-  X(logical_or, LogicalOr, 1, kUInt8, 1)               \
-  X(logical_and, LogicalAnd, 1, kUInt8, 1)
-
-// Public operations that move data and compute nothing: programs of a load and a store.
-#define INPLACE_EXT_MOVES(X) X(fill_) X(zero_) X(copy_)
+#define INPLACE_EXT_OPS(X)                                  \
+  X(add_, Add, kBinary, kNumber, 1)                         \
+  X(sub_, Sub, kBinary, kNumber, 1)                         \
+  X(mul_, Mul, kBinary, kNumber, 1)                         \
+  X(div_, Div, kBinary, kFloat, 1)                          \
+  X(add_scaled, AddScaled, kTernary, kNumber, 1)            \
+  X(div_trunc, DivTrunc, kBinary, kNumber, 4)               \
+  X(div_floor, DivFloor, kBinary, kNumber, 8)               \
+  X(remainder_, Remainder, kBinary, kNumber, 6)             \
+  X(fmod_, Fmod, kBinary, kNumber, 5)                       \
+  X(pow_, Pow, kBinary, kNumber, 12)                        \
+  X(addcmul_, Addcmul, kScaled, kNumber, 1)                 \
+  X(addcdiv_, Addcdiv, kScaled, kFloat, 1)                  \
+  X(lerp_, Lerp, kTernary, kFloat, 1)                       \
+  X(neg_, Neg, kUnary, kNumber, 1)                          \
+  X(abs_, Abs, kUnary, kNumber, 1)                          \
+  X(sign_, Sign, kUnary, kAll, 1)                           \
+  X(square_, Square, kUnary, kNumber, 1)                    \
+  X(cube, Cube, kUnary, kNumber, 1)                         \
+  X(reciprocal_, Reciprocal, kUnary, kFloat, 1)             \
+  X(reciprocal_square, ReciprocalSquare, kUnary, kFloat, 1) \
+  X(sqrt_, Sqrt, kUnary, kFloat, 2)                         \
+  X(rsqrt_, Rsqrt, kUnary, kFloat, 3)                       \
+  X(floor_, Floor, kUnary, kFloat, 1)                       \
+  X(ceil_, Ceil, kUnary, kFloat, 1)                         \
+  X(trunc_, Trunc, kUnary, kFloat, 1)                       \
+  X(round_, Round, kUnary, kFloat, 1)                       \
+  X(round_places, RoundPlaces, kNumber, kFloat, 2)          \
+  X(round_tens, RoundTens, kNumber, kFloat, 2)              \
+  X(frac_, Frac, kUnary, kFloat, 1)                         \
+  X(exp_, Exp, kUnary, kFloat, 4)                           \
+  X(exp2_, Exp2, kUnary, kFloat, 4)                         \
+  X(expm1_, Expm1, kUnary, kFloat, 5)                       \
+  X(log_, Log, kUnary, kFloat, 5)                           \
+  X(log2_, Log2, kUnary, kFloat, 5)                         \
+  X(log10_, Log10, kUnary, kFloat, 5)                       \
+  X(log1p_, Log1p, kUnary, kFloat, 6)                       \
+  X(sin_, Sin, kUnary, kFloat, 6)                           \
+  X(cos_, Cos, kUnary, kFloat, 6)                           \
+  X(tanh_, Tanh, kUnary, kFloat, 6)                         \
+  X(sigmoid_, Sigmoid, kUnary, kFloat, 6)                   \
+  X(erf_, Erf, kUnary, kFloat, 6)                           \
+  X(clamp_, Clamp, kTernary, kNumber, 1)                    \
+  X(clamp_min_, ClampMin, kBinary, kNumber, 1)              \
+  X(clamp_max_, ClampMax, kBinary, kNumber, 1)              \
+  X(clamp_between, ClampBetween, kTernary, kNumber, 1)      \
+  X(maximum_, Maximum, kBinary, kAll, 1)                    \
+  X(minimum_, Minimum, kBinary, kAll, 1)                    \
+  X(nan_to_num_, NanToNum, kNumbers3, kFloat, 1)            \
+  X(masked_fill_, MaskedFill, kMasked, kAll, 1)             \
+  X(where_, Where, kMasked, kAll, 1)                        \
+  X(eq_, Equal, kBinary, kAll, 1)                           \
+  X(ne_, NotEqual, kBinary, kAll, 1)                        \
+  X(lt_, Less, kBinary, kAll, 1)                            \
+  X(le_, LessEqual, kBinary, kAll, 1)                       \
+  X(gt_, Greater, kBinary, kAll, 1)                         \
+  X(ge_, GreaterEqual, kBinary, kAll, 1)                    \
+  X(logical_or, LogicalOr, kBinary, kUInt8, 1)              \
+  X(logical_and, LogicalAnd, kBinary, kUInt8, 1)            \
+  X(relu_, Relu, kUnary, kNumber, 1)                        \
+  X(threshold_, Threshold, kNumbers, kNumber, 1)            \
+  X(leaky_relu_, LeakyRelu, kNumber, kFloat, 1)             \
+  X(hardsigmoid_, Hardsigmoid, kUnary, kFloat, 1)           \
+  X(hardswish_, Hardswish, kUnary, kFloat, 1)               \
+  X(elu_, Elu, kNumbers3, kFloat, 6)                        \
+  X(softplus_, Softplus, kNumbers, kFloat, 10)              \
+  X(silu_, Silu, kUnary, kFloat, 6)                         \
+  X(mish_, Mish, kUnary, kFloat, 8)                         \
+  X(gelu_, Gelu, kUnary, kFloat, 8)                         \
+  X(gelu_tanh, GeluTanh, kUnary, kFloat, 8)
 
 enum class Op : uint16_t {
 #define INPLACE_EXT_ENUM(NAME, ...) NAME,
@@ -59,12 +122,12 @@ constexpr int kOps = static_cast<int>(Op::count);
 
 struct OpInfo {
   const char* name;
-  int operands;
+  Form form;
   Types types;
   int cost;
 };
 constexpr OpInfo kOpInfo[kOps] = {
-#define INPLACE_EXT_INFO(NAME, FUNCTOR, OPERANDS, TYPES, COST) {#NAME, OPERANDS, Types::TYPES, COST},
+#define INPLACE_EXT_INFO(NAME, FUNCTOR, FORM, TYPES, COST) {#NAME, Form::FORM, Types::TYPES, COST},
     INPLACE_EXT_OPS(INPLACE_EXT_INFO)
 #undef INPLACE_EXT_INFO
 };

@@ -28,6 +28,7 @@ struct Stage {
   uint16_t code;
   Operand b_kind, c_kind;
   uint8_t b, c; // index of the scalar, tensor or temporary; for kRound the dtype
+  uint8_t d;    // index of the scalar that is the third operand, where the operation has one
 };
 
 // A scalar of the program in the form of its compute type: d for float32 and float64, i for integers.
@@ -67,13 +68,14 @@ struct Space {
 // Which way an execution went; tests ask for it.
 enum class Path : uint8_t { loop, staged, blocked, program, move, streaming };
 
-// One operation over contiguous arrays of its dtype: x[i] = op(x[i], b[i] or scalar[0], c[i] or scalar[1]).
+// One operation over contiguous arrays of its dtype, a mask in bytes:
+// x[i] = op(x[i], b[i] or scalar[0], c[i] or scalar[1], scalar[2]).
 using LoopFn = void (*)(void* x, const void* b, const void* c, const Scalar* scalar, int64_t n);
 // Bits of the variant of a loop.
 enum LoopVariant { kTensorOperands = 0, kScalarB = 1, kScalarC = 2, kLoopVariants = 4 };
 
 // What a CPU kernel library exports, one library per instruction set.
-constexpr uint32_t kAbiVersion = 1;
+constexpr uint32_t kAbiVersion = 2;
 struct CpuKernels {
   uint32_t abi;
   int vector_bytes;
