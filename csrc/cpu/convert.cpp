@@ -214,8 +214,12 @@ void convert(void* dst, DType dst_dtype, const void* src, DType src_dtype, int64
 void splat(void* x, DType dtype, const void* value, DType value_dtype, int64_t n) {
   // The bits of one element, whatever its type: fills are the same for all types of a size.
   uint64_t bits = 0;
-  convert(&bits, dtype, value, value_dtype, 1);
   const int size = item_size(dtype);
+  if (dtype == value_dtype && dtype != DType::b8) {
+    std::memcpy(&bits, value, size); // once a row: worth a short way
+  } else {
+    convert(&bits, dtype, value, value_dtype, 1);
+  }
   if (bits == 0 || size == 1) {
     std::memset(x, static_cast<int>(bits & 0xff), n * size);
   } else if (size == 2) {

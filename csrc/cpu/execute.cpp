@@ -66,16 +66,56 @@ void gather(char* dst, const Patch& from) {
       out += from.columns;
       continue;
     }
+    if (from.column_stride == 0) {
+      T value;
+      std::memcpy(&value, p, sizeof(T));
+      for (int64_t c = 0; c < from.columns; ++c) out[c] = value;
+    } else {
 #pragma GCC unroll 4
-    for (int64_t c = 0; c < from.columns; ++c, p += from.column_stride) std::memcpy(out + c, p, sizeof(T));
+      for (int64_t c = 0; c < from.columns; ++c, p += from.column_stride) std::memcpy(out + c, p, sizeof(T));
+    }
     out += from.columns;
   }
+}
+// in[c] to p[2 c], as many whole vectors as there are, without touching what lies between; how many elements
+// that were. Only AVX-512 has stores that choose their elements at the speed of others.
+template <class T>
+int64_t scatter_every_other(T* p, const T* in, int64_t n) {
+#if defined(INPLACE_EXT_AVX512)
+  if constexpr (sizeof(T) > 1) {
+    constexpr int kLanes = Vec<T>::N;
+    using raw = typename Vec<T>::raw;
+    using index = typename raw_vector<typename int_of_size<sizeof(T)>::type, kLanes>::type;
+    index low, high;
+    for (int i = 0; i < kLanes; ++i) low[i] = i / 2, high[i] = kLanes / 2 + i / 2;
+    const auto store = [](T* to, raw v) __attribute__((always_inline)) {
+      if constexpr (sizeof(T) == 2) _mm512_mask_storeu_epi16(to, 0x55555555, (__m512i)v);
+      if constexpr (sizeof(T) == 4) _mm512_mask_storeu_epi32(to, 0x5555, (__m512i)v);
+      if constexpr (sizeof(T) == 8) _mm512_mask_storeu_epi64(to, 0x55, (__m512i)v);
+    };
+    int64_t c = 0;
+    for (; c + kLanes <= n; c += kLanes) {
+      const raw v = Vec<T>::load(in + c).v;
+      store(p + 2 * c, __builtin_shuffle(v, low));
+      store(p + 2 * c + kLanes, __builtin_shuffle(v, high));
+    }
+    return c;
+  }
+#endif
+  (void)p, (void)in, (void)n;
+  return 0;
 }
 template <class T>
 void scatter(const Patch& to, const char* src) {
   const T* in = reinterpret_cast<const T*>(src);
   for (int64_t r = 0; r < to.rows; ++r) {
     char* p = to.p + r * to.row_stride;
+    if (to.column_stride == 2 * static_cast<int64_t>(sizeof(T))) {
+      T* const out = reinterpret_cast<T*>(p);
+      for (int64_t c = scatter_every_other(out, in, to.columns); c < to.columns; ++c) out[2 * c] = in[c];
+      in += to.columns;
+      continue;
+    }
 #pragma GCC unroll 4
     for (int64_t c = 0; c < to.columns; ++c, p += to.column_stride) std::memcpy(p, in + c, sizeof(T));
     in += to.columns;
@@ -106,6 +146,72 @@ void scatter(int item, const Patch& to, const char* src) {
     scatter<uint32_t>(to, src);
   } else {
     scatter<uint64_t>(to, src);
+  }
+}
+
+// A square of elements turned in registers: row i of `from` becomes column i of `to`; strides in bytes.
+template <class T>
+struct Square {
+  static constexpr int kSide = sizeof(T) == 8 ? 4 : 8;
+  using row = typename raw_vector<T, kSide>::type;
+  using index = typename raw_vector<typename int_of_size<sizeof(T)>::type, kSide>::type;
+
+  // Exchanges the blocks off the diagonal of every 2 x 2 arrangement of blocks of Step x Step elements.
+  template <int Step>
+  static IE_INLINE void exchange(row* r) {
+    index upper, lower;
+    for (int i = 0; i < kSide; ++i) {
+      const bool second = i & Step;
+      upper[i] = second ? kSide + i - Step : i;
+      lower[i] = second ? kSide + i : i + Step;
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < kSide; ++i) {
+      if (i & Step) continue;
+      const row a = r[i], b = r[i + Step];
+      r[i] = __builtin_shuffle(a, b, upper);
+      r[i + Step] = __builtin_shuffle(a, b, lower);
+    }
+    if constexpr (Step * 2 < kSide) exchange<Step * 2>(r);
+  }
+  static IE_INLINE void turn(char* to, int64_t to_stride, const char* from, int64_t from_stride) {
+    row r[kSide];
+    for (int i = 0; i < kSide; ++i) std::memcpy(&r[i], from + i * from_stride, sizeof(row));
+    exchange<1>(r);
+    for (int i = 0; i < kSide; ++i) std::memcpy(to + i * to_stride, &r[i], sizeof(row));
+  }
+};
+// `rows` rows of `columns` elements, turned; what is left of whole squares goes an element at a time.
+template <class T>
+void turn(char* to, int64_t to_stride, const char* from, int64_t from_stride, int64_t rows, int64_t columns) {
+  constexpr int64_t kSide = Square<T>::kSide, kItem = sizeof(T);
+  int64_t i = 0;
+  for (; i + kSide <= rows; i += kSide) {
+    int64_t j = 0;
+    for (; j + kSide <= columns; j += kSide) {
+      Square<T>::turn(to + j * to_stride + i * kItem, to_stride, from + i * from_stride + j * kItem,
+                      from_stride);
+    }
+    for (; j < columns; ++j) {
+      for (int64_t k = i; k < i + kSide; ++k)
+        std::memcpy(to + j * to_stride + k * kItem, from + k * from_stride + j * kItem, kItem);
+    }
+  }
+  for (; i < rows; ++i) {
+    for (int64_t j = 0; j < columns; ++j)
+      std::memcpy(to + j * to_stride + i * kItem, from + i * from_stride + j * kItem, kItem);
+  }
+}
+void turn(int item, char* to, int64_t to_stride, const char* from, int64_t from_stride, int64_t rows,
+          int64_t columns) {
+  if (item == 1) {
+    turn<uint8_t>(to, to_stride, from, from_stride, rows, columns);
+  } else if (item == 2) {
+    turn<uint16_t>(to, to_stride, from, from_stride, rows, columns);
+  } else if (item == 4) {
+    turn<uint32_t>(to, to_stride, from, from_stride, rows, columns);
+  } else {
+    turn<uint64_t>(to, to_stride, from, from_stride, rows, columns);
   }
 }
 
@@ -570,27 +676,32 @@ class Executor {
       if (s.used && s.arg->mutated && is_transposed(s)) turn_out(s, base[t], turned_[t], rows, columns);
     }
   }
-  // Columns of the block are contiguous in memory: read each whole, and lay it across the buffer's rows.
+  // Columns of the block are contiguous in memory: as rows of a block of its own they are turned into the
+  // buffer's rows, and back; converted on the way where the buffer is of another type.
   void turn_in(const Slot& s, char* buffer, const char* base, int64_t rows, int64_t columns) {
+    const int64_t stride = s.arg->stride[0], to_stride = kBlockColumns * s.want_item;
+    // Each column lies in a page of its own, where no hardware prefetcher follows.
+    for (int64_t c = 0; c < columns; ++c) __builtin_prefetch(base + (kBlockColumns + c) * stride);
+    if (!s.converted) {
+      turn(s.item, buffer, to_stride, base, stride, columns, rows);
+      return;
+    }
     char column[kBlockRows * kMaxItem];
     for (int64_t c = 0; c < columns; ++c) {
-      const char* src = base + c * s.arg->stride[0];
-      // Each column lies in a page of its own, where no hardware prefetcher follows.
-      __builtin_prefetch(src + kBlockColumns * s.arg->stride[0]);
-      if (s.converted) {
-        convert(column, s.want, src, s.arg->dtype, rows);
-        src = column;
-      }
-      scatter(s.want_item, {buffer + c * s.want_item, rows, kBlockColumns * s.want_item, 1, 0}, src);
+      convert(column, s.want, base + c * stride, s.arg->dtype, rows);
+      scatter(s.want_item, {buffer + c * s.want_item, rows, to_stride, 1, 0}, column);
     }
   }
   void turn_out(const Slot& s, char* base, char* buffer, int64_t rows, int64_t columns) {
+    const int64_t stride = s.arg->stride[0], from_stride = kBlockColumns * s.want_item;
+    if (!s.converted) {
+      turn(s.item, base, stride, buffer, from_stride, rows, columns);
+      return;
+    }
     char column[kBlockRows * kMaxItem];
     for (int64_t c = 0; c < columns; ++c) {
-      char* dst = base + c * s.arg->stride[0];
-      gather(s.want_item, s.converted ? column : dst,
-             {buffer + c * s.want_item, rows, kBlockColumns * s.want_item, 1, 0});
-      if (s.converted) convert(dst, s.arg->dtype, column, s.want, rows);
+      gather(s.want_item, column, {buffer + c * s.want_item, rows, from_stride, 1, 0});
+      convert(base + c * stride, s.arg->dtype, column, s.want, rows);
     }
   }
 
