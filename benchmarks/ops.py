@@ -59,7 +59,10 @@ class Case:
 
 
 _TORCH: dict[str, Callable[..., object]] = {
-    "where_": lambda x, mask, other: torch.where(mask, x, other, out=x),
+    # With a number there is only the form that allocates.
+    "where_": lambda x, mask, other: (
+        torch.where(mask, x, other, out=x) if isinstance(other, torch.Tensor) else torch.where(mask, x, other)
+    ),
     "maximum_": lambda x, other: torch.maximum(x, other, out=x),
     "minimum_": lambda x, other: torch.minimum(x, other, out=x),
     # There is no public form of these that writes into its input.

@@ -14,7 +14,7 @@ def last_path() -> str:
     The part before the colon is the instruction set, the one after it the kind of kernel: ``loop`` over
     contiguous tensors, ``streaming`` over several that no cache holds (AVX2 code under AVX-512), ``staged``
     through buffers, ``blocked`` for a transposed tensor, ``program`` for a chain, ``move`` for fills and
-    copies.
+    copies, ``streaming`` for those that write past the caches.
     """
     return "torch" if _native.module is None else str(_native.module.last_path())
 
@@ -37,6 +37,18 @@ def use_capability(name: str) -> Iterator[None]:
         yield
     finally:
         _native.module.use_capability(previous)
+
+
+@contextmanager
+def moves_stream_from(size: int) -> Iterator[None]:
+    """Lets fills and copies of ``size`` bytes and more write past the caches."""
+    if _native.module is None:
+        raise RuntimeError("moves_stream_from: there is no compiled module")
+    previous = _native.module.set_streaming_move_bytes(size)
+    try:
+        yield
+    finally:
+        _native.module.set_streaming_move_bytes(previous)
 
 
 @contextmanager

@@ -513,7 +513,7 @@ def _float_reference(name: str, x: torch.Tensor, args: list[Any], kwargs: dict[s
             return None  # torch has them in the dtype itself
         if not operands:
             return Expected(values=[form(name)(wide.clone(), **kwargs).to(back)])
-        rounded = name in ("add_", "sub_", "remainder_", "fmod_", "threshold_", *COMPARISONS)
+        rounded = name in ("add_", "sub_", "remainder_", "fmod_", *COMPARISONS)
         converted = [None if a is None else operand(a, rounded) for a in args]
         keywords = {k: operand(v) if k in _OPERANDS and v is not None else v for k, v in kwargs.items()}
         keywords.pop("alpha", None)

@@ -166,6 +166,10 @@ def generate():
         [f"2^f, |f| <= 1/2, degree 6, relative error {bits(e)}: for float results only."],
     )
 
+    c = fit(lambda f: mpf(2) ** f, 5, lambda f: mpf(2) ** -f, -h, h, to_float)
+    e = error(c, lambda f: mpf(2) ** f, -h, h)
+    array("kExp2ForHalf", "float", c, [f"The same for results of 16 bits, degree 4, relative error {bits(e)}."])
+
     top = mpf(1) / 16
     c = fit(lambda f: mpf(2) ** f, 4, lambda f: mpf(2) ** -f, mpf(0), top, to_double)
     e = error(c, lambda f: mpf(2) ** f, mpf(0), top)
@@ -179,7 +183,13 @@ def generate():
         ],
     )
     lines.append("alignas(64) constexpr double kExp2Sixteenths[] = {")
-    lines.extend(f"    {hexa(to_double(mpf(2) ** (mpf(i) / 16)))}," for i in range(16))
+    sixteenths = [mpf(2) ** (mpf(i) / 16) for i in range(16)]
+    lines.extend(f"    {hexa(to_double(v))}," for v in sixteenths)
+    lines.append("};")
+    add("")
+    add("// The part of each that is missing.")
+    lines.append("alignas(64) constexpr double kExp2SixteenthsLow[] = {")
+    lines.extend(f"    {hexa(to_double(v / mpf(to_double(v)) - 1))}," for v in sixteenths)
     lines.append("};")
 
     wmax = ((mp.sqrt(2) - 1) / (mp.sqrt(2) + 1)) ** 2 * mpf("1.0005")
@@ -225,6 +235,7 @@ def generate():
     exp2_and_logarithms(array, scalar, truncated, add)
     trigonometry(array, scalar, truncated, add)
     hyperbolic_and_error(array, scalar)
+    pieces_for_lookup(array, add)
     add("")
     add("} // namespace inplace_ext::tables")
     return "\n".join(lines) + "\n"
@@ -421,6 +432,7 @@ def hyperbolic_and_error(array, scalar):
     # P(X > a) of a normal X is e^(-a^2/2) u Q(u) with u = k / (k + a). For float Q is written in 1 / (k + a)
     # itself; for double about a point in the middle, where the terms do not cancel.
     for suffix, ctype, k, top, count, middle, rounder in (
+        ("ForHalf", "float", mpf(3), mpf("14.6"), 7, mpf(0), to_float),
         ("ForFloat", "double", mpf(4), mpf("14.6"), 10, mpf(0), to_double),
         ("", "double", mpf(3), mpf(39), 24, mpf("0.5625"), to_double),
     ):
@@ -447,6 +459,216 @@ def hyperbolic_and_error(array, scalar):
         high = mpf(to_double(value))
         scalar(f"{name}Hi", "double", high)
         scalar(f"{name}Lo", "double", to_double(value - high))
+
+
+# ---- tables that two registers of AVX-512 hold: 32 floats, 16 doubles ------------------------------------
+
+
+def nearest(t, count, function, rounder):
+    """Of the numbers t of a type near `function`'s argument, the one where the function is nearest to one.
+
+    Gal's accurate tables: the function at such a point is known to more bits than the type has.
+    """
+    best = None
+    for x in count(t):
+        value = function(x)
+        off = abs(mpf(rounder(value)) - value)
+        if best is None or off < best[0]:
+            best = (off, x)
+    return best[1]
+
+
+def pieces_for_lookup(array, add):
+    def rows(name, ctype, columns, comment):
+        """An array for each coefficient, with its values in all pieces."""
+        suffix = "f" if ctype == "float" else ""
+        add("")
+        for text in comment:
+            add("// " + text)
+        add(f"alignas(64) constexpr {ctype} {name}[][{len(columns[0])}] = {{")
+        for column in columns:
+            add("    {" + ", ".join(hexa(v) + suffix for v in column) + "},")
+        add("};")
+
+    def piece(f, center, powers, lo, hi, rounder):
+        """Coefficients of (f(center + d) - f(center)) / d in powers of d, lo <= d <= hi, as rounded."""
+        at_center = f(center)
+        tiny = (hi - lo) * mpf("1e-30")
+
+        def part(d):
+            d = tiny if d == 0 else d
+            return (f(center + d) - at_center) / d
+
+        def weight(d):
+            return (abs(d) + (hi - lo) / 100) / abs(f(center + d) if center else d + tiny)
+
+        c, _ = remez(part, powers, weight, mpf(lo), mpf(hi), points=400)
+        return [mpf(rounder(v)) for v in c]
+
+    def worst(f, center, c, lo, hi):
+        xs = [center + lo + (hi - lo) * i / 200 for i in range(201)]
+        return max(
+            abs(sum(ci * (x - center) ** i for i, ci in enumerate(c)) / f(x) - 1) for x in xs if x > 0
+        )
+
+    # An odd function of floats in quarters of octaves from 2^-4 up; below it is the first piece about 0. The
+    # row of a piece is what its bits from 21 upwards are modulo 32. A slope that is not 1 does without it.
+    for name, f, degree, top in (("Tanh", mp.tanh, 5, mpf("9.5")), ("Erf", mp.erf, 6, mpf("3.99"))):
+        centers, coefficients, largest = [mpf(0)] * 32, [[mpf(0)] * 32 for _ in range(degree + 1)], mpf(0)
+        first = 123 * 4
+        for i in range(32):
+            low = mpf(2) ** (i // 4 - 4) * (1 + mpf(i % 4) / 4)
+            if low > top:
+                break
+            row, width = (first + i) % 32, mpf(2) ** (i // 4 - 4) / 4
+            if i == 0:
+                center = mpf(0)
+                slope = mp.diff(f, 0)
+                zmax = (low + width) ** 2
+
+                def odd_part(z, f=f, slope=slope, zmax=zmax):
+                    z = zmax * mpf("1e-30") if z == 0 else z
+                    return (f(mp.sqrt(z)) / mp.sqrt(z) - slope) / z
+
+                count = (degree - 1) // 2
+                fitted, _ = remez(
+                    odd_part, range(count), lambda z, zmax=zmax: z + zmax / 100, zmax / 1000, zmax, points=400
+                )
+                c = [mpf(0), mpf(to_float(slope - (slope != 1)))] + [mpf(0)] * (degree - 1)
+                for k, v in enumerate(fitted):
+                    c[2 * k + 3] = mpf(to_float(v))
+            else:
+                step = mpf(2) ** (i // 4 - 4 - 23)
+                middle = low + width / 2
+                center = nearest(
+                    middle, lambda m, s=step: (m + k * s for k in range(-1000, 1001)), f, to_float
+                )
+                c = [
+                    mpf(to_float(f(center))),
+                    *piece(f, center, range(degree), low - center, low + width - center, to_float),
+                ]
+            lo = -center if i == 0 else low - center
+            whole = [c[0], c[1] + (slope != 1), *c[2:]] if i == 0 else c
+            largest = max(largest, worst(f, center, whole, lo, low + width - center))
+            centers[row] = center
+            for k, v in enumerate(c):
+                coefficients[k][row] = v
+        rows(
+            f"k{name}PiecesF",
+            "float",
+            [*coefficients, centers],
+            [
+                f"{name.lower()} a about the center of its piece, the last row: degree {degree},",
+                f"relative error {bits(largest)}; a quarter of an octave each from 2^-4 on."
+                + ("" if slope == 1 else " In the first erf a - a."),
+            ],
+        )
+
+    # erf of double in pieces of 49/128, the first about 0. The second center may not be above the multiple:
+    # twice its smallest number, from which it is subtracted exactly.
+    step, degree = mpf(49) / 128, 13
+    coefficients, largest = [[mpf(0)] * 16 for _ in range(degree + 2)], mpf(0)
+    for i in range(16):
+        unit = mpf(2) ** (mp.floor(mp.log(i * step, 2)) - 52) if i else mpf(0)
+        center = nearest(
+            i * step, lambda m, u=unit: (m - k * u for k in range(2000 if u else 1)), mp.erf, to_double
+        )
+        if i == 0:
+            zmax = (step / 2) ** 2 * mpf("1.001")
+
+            def odd_part(z, zmax=zmax):
+                z = zmax * mpf("1e-30") if z == 0 else z
+                return mp.erf(mp.sqrt(z)) / mp.sqrt(z) - 1
+
+            fitted, _ = remez(odd_part, range(7), lambda z: mpf(1), zmax / 10**6, zmax, points=400)
+            c = [mpf(0)] * (degree + 1)
+            for k, v in enumerate(fitted):
+                c[2 * k + 1] = mpf(to_double(v))
+            check = [mpf(0), c[1] + 1, *c[2:]]
+        else:
+            half = step / 2 * mpf("1.001")
+            c = [mpf(to_double(mp.erf(center))), *piece(mp.erf, center, range(degree), -half, half, to_double)]
+            check = c
+        largest = max(largest, worst(mp.erf, center, check, -center if i == 0 else -step / 2, step / 2))
+        for k, v in enumerate([*c, center]):
+            coefficients[k][i] = v
+    rows(
+        "kErfPieces",
+        "double",
+        coefficients,
+        [
+            "erf a about centers near 49/128 i, the last row; in the first piece erf a - a, odd. Relative error",
+            f"{bits(largest)}.",
+        ],
+    )
+
+    # Logarithms: c near the inverse of the middle of a piece of [0.75, 1.5), and -log c, which is a multiple of
+    # `unit` to many more bits than the type has. The pieces next to 1 have c = 1.
+    ln2, ln10 = mp.log(2), mp.log(10)
+    for suffix, ctype, count, unit, rounder, digits, tries in (
+        ("F", "float", 32, mpf(2) ** -16, to_float, 24, 200),
+        ("", "double", 16, mpf(2) ** -42, to_double, 53, 2000),
+    ):
+        for name, log in (("Log", mpf(1)), ("Log2", 1 / ln2), ("Log10", 1 / ln10)):
+            inverse, value, largest = [], [], mpf(0)
+            for i in range(count):
+                low = 1 + mpf(i) / count if i < count / 2 else (1 + mpf(i) / count) / 2
+                width = mpf(1) / count if i < count / 2 else mpf(1) / count / 2
+                if i in (0, count - 1):
+                    inverse.append(mpf(1))
+                    value.append(mpf(0))
+                    continue
+                start = mp.nint(mp.log(low + width / 2) * log / unit)
+                best = None
+                for j in range(-tries, tries + 1):
+                    t = (start + j) * unit
+                    with mp.workprec(digits):
+                        c = +mp.exp(-t / log)
+                    off = abs(-mp.log(c) * log - t)
+                    if best is None or off < best[0]:
+                        best = (off, c, t)
+                largest = max(largest, best[0])
+                inverse.append(best[1])
+                value.append(best[2])
+            base = {"Log": "natural", "Log2": "binary", "Log10": "decimal"}[name]
+            rows(
+                f"k{name}Pieces{suffix}",
+                ctype,
+                [inverse, value],
+                [f"c and the {base} logarithm of 1 / c, error {bits(largest)}."],
+            )
+        lo, hi = -mpf(1) / count * mpf("0.53"), mpf(1) / count * mpf("1.001")
+
+        def part(r):
+            return -mpf(1) / 2 if abs(r) < mpf("1e-30") else (mp.log1p(r) - r) / r**2
+
+        terms = 4 if suffix else 10
+        for name, log in (("Log", mpf(1)), ("Log2", 1 / ln2), ("Log10", 1 / ln10)):
+            c = fit(
+                lambda r, log=log: part(r) * log, terms, lambda r: abs(r) + mpf("1e-4"), lo, hi, rounder
+            )
+            e = max(
+                abs(r * (sum(ci * r**i for i, ci in enumerate(c)) / log - part(r)))
+                for r in (lo + (hi - lo) * i / 2001 for i in range(2002))
+            )
+            array(
+                f"k{name}Piece{suffix}",
+                ctype,
+                c,
+                [f"(log(1 + r) - r log'(1)) / r^2 to the base of the name, relative error of the log {bits(e)}."],
+            )
+
+    half = ln2 / 32 * mpf("1.001")
+
+    def exp_part(r):
+        return mpf(1) / 2 if abs(r) < mpf("1e-30") else (mp.exp(r) - 1 - r) / r**2
+
+    c = fit(exp_part, 5, lambda r: r * r + mpf("1e-6"), -half, half, to_double)
+    e = max(
+        abs(r * r * (sum(ci * r**i for i, ci in enumerate(c)) - exp_part(r)))
+        for r in (-half + half * i / 1000 for i in range(2001))
+    )
+    array("kExpPiece", "double", c, [f"(e^r - 1 - r) / r^2, |r| <= ln(2)/32, error of e^r {bits(e)}."])
 
 
 def main():

@@ -105,9 +105,9 @@ bool open(PyObject* object, const Target& x, Source& out) {
     const void* p = out.tensor->const_data_ptr();
     out.number.category = static_cast<Number::Category>(category(out.dtype));
     if (out.number.category == Number::floating) {
-      active_kernels->convert(&out.number.d, DType::f64, p, out.dtype, 1);
+      active_kernels->convert(&out.number.d, DType::f64, p, out.dtype, 1, false);
     } else {
-      active_kernels->convert(&out.number.i, DType::i64, p, out.dtype, 1);
+      active_kernels->convert(&out.number.i, DType::i64, p, out.dtype, 1, false);
     }
   }
   return true;
@@ -268,7 +268,7 @@ bool check_divisor(const char* name, const Target& x, const Source& other, DType
   bool zero;
   if (other.is_number) {
     int64_t divisor = 0;
-    active_kernels->convert(&divisor, common, &other.number.i, DType::i64, 1);
+    active_kernels->convert(&divisor, common, &other.number.i, DType::i64, 1, false);
     zero = divisor == 0;
   } else {
     zero = holds_zero(*other.tensor, other.dtype);
@@ -581,9 +581,8 @@ Outcome bind_threshold(Op op, Slots slot) {
     }
   }
   const DType compute = compute_dtype(x.dtype);
-  Scalar s[2] = {to_scalar(number[0], compute), to_scalar(number[1], compute)};
-  if (is_reduced_floating(x.dtype)) s[0].d = rounded_to(x.dtype, s[0].d);
-  return execute(op, *x.tensor, x.dtype, compute, scalar_argument(s[0]), scalar_argument(s[1]));
+  return execute(op, *x.tensor, x.dtype, compute, scalar_argument(to_scalar(number[0], compute)),
+                 scalar_argument(to_scalar(number[1], compute)));
 }
 
 // hardtanh_ and relu6_ are clamps between numbers, which for integers must be integral.

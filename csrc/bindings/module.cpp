@@ -5,6 +5,7 @@
 
 #include <map>
 #include <string>
+#include <utility>
 
 #include "binders.h"
 #include "functions.h"
@@ -240,6 +241,7 @@ PYBIND11_MODULE(_C, m) {
     for (const auto& [name, kernels] : loaded) names.push_back(name);
     return names;
   });
+  m.def("set_streaming_move_bytes", [](int64_t bytes) { return std::exchange(streaming_move_bytes, bytes); });
   m.def("last_path", path_name, "The path that the last call on this thread took.");
   m.def("run_program", run_program, py::arg("compute"), py::arg("stages"), py::arg("tensors"),
         py::arg("scalars"));

@@ -14,6 +14,8 @@ extern const CpuKernels* active_kernels;
 // Kernels for cheap loops over several tensors that no cache holds; the active ones where there are no
 // better.
 extern const CpuKernels* streaming_kernels;
+// Bytes from which a fill or copy writes past the caches.
+extern int64_t streaming_move_bytes;
 
 // Which path the last call on this thread took.
 enum class Taken : uint8_t { none, torch, native };

@@ -1,4 +1,6 @@
 // Contiguous moves: conversion between every two dtypes, and fills.
+#include <algorithm>
+
 #include "kernels.h"
 
 namespace inplace_ext {
@@ -113,11 +115,7 @@ ConvertFn convert_fn(DType dst, DType src) {
   return nullptr;
 }
 
-// Bytes from which a copy or fill writes past the caches: what is written would not be there when it is read
-// again, and reading a line only to overwrite it costs as much as writing it.
-constexpr int64_t kStreamBytes = 16 << 20;
-
-// Stores for whole vectors from the first aligned address on; returns the bytes written.
+// Stores past the caches, for whole vectors from the first aligned address on; returns the bytes written.
 #if defined(__SSE2__)
 #if defined(INPLACE_EXT_AVX512)
 using Wide = __m512i;
@@ -147,7 +145,7 @@ void stream_fill(char* p, const char* pattern, int64_t bytes) {
   for (; i < bytes; ++i) p[i] = pattern[i % sizeof(v)];
 }
 void stream_copy(char* dst, const char* src, int64_t bytes) {
-  const int64_t head = -reinterpret_cast<intptr_t>(dst) & (sizeof(Wide) - 1);
+  const int64_t head = std::min<int64_t>(bytes, -reinterpret_cast<intptr_t>(dst) & (sizeof(Wide) - 1));
   std::memcpy(dst, src, head);
   int64_t i = head;
   for (; i + 4 * static_cast<int64_t>(sizeof(Wide)) <= bytes; i += 4 * sizeof(Wide)) {
@@ -165,19 +163,19 @@ void stream_copy(char* dst, const char* src, int64_t bytes) {
 #endif
 
 template <class T>
-void fill_with(void* x, T value, int64_t n) {
+void fill_with(void* x, T value, int64_t n, bool stream) {
   T* p = static_cast<T*>(x);
 #if defined(__SSE2__)
   // Elements lie at multiples of their size, so the pattern fits at any aligned address.
-  if (n * static_cast<int64_t>(sizeof(T)) >= kStreamBytes &&
-      reinterpret_cast<uintptr_t>(p) % sizeof(T) == 0) {
-    while (reinterpret_cast<uintptr_t>(p) % sizeof(Wide) != 0) *p++ = value, --n;
+  if (stream && reinterpret_cast<uintptr_t>(p) % sizeof(T) == 0) {
+    while (n > 0 && reinterpret_cast<uintptr_t>(p) % sizeof(Wide) != 0) *p++ = value, --n;
     T pattern[sizeof(Wide) / sizeof(T)];
     for (T& element : pattern) element = value;
     stream_fill(reinterpret_cast<char*>(p), reinterpret_cast<const char*>(pattern), n * sizeof(T));
     return;
   }
 #endif
+  (void)stream;
   for (int64_t i = 0; i < n; ++i) p[i] = value;
 }
 
@@ -198,10 +196,10 @@ bool any_zero(const void* x, int64_t n) {
 
 } // namespace
 
-void convert(void* dst, DType dst_dtype, const void* src, DType src_dtype, int64_t n) {
+void convert(void* dst, DType dst_dtype, const void* src, DType src_dtype, int64_t n, bool stream) {
   if (dst_dtype == src_dtype) {
     const int64_t bytes = n * item_size(dst_dtype);
-    if (bytes >= kStreamBytes) {
+    if (stream) {
       stream_copy(static_cast<char*>(dst), static_cast<const char*>(src), bytes);
     } else {
       std::memcpy(dst, src, bytes);
@@ -211,7 +209,7 @@ void convert(void* dst, DType dst_dtype, const void* src, DType src_dtype, int64
   }
 }
 
-void splat(void* x, DType dtype, const void* value, DType value_dtype, int64_t n) {
+void splat(void* x, DType dtype, const void* value, DType value_dtype, int64_t n, bool stream) {
   // The bits of one element, whatever its type: fills are the same for all types of a size.
   uint64_t bits = 0;
   const int size = item_size(dtype);
@@ -223,16 +221,16 @@ void splat(void* x, DType dtype, const void* value, DType value_dtype, int64_t n
   if (bits == 0 || size == 1) {
     std::memset(x, static_cast<int>(bits & 0xff), n * size);
   } else if (size == 2) {
-    fill_with(x, static_cast<uint16_t>(bits), n);
+    fill_with(x, static_cast<uint16_t>(bits), n, stream);
   } else if (size == 4) {
-    fill_with(x, static_cast<uint32_t>(bits), n);
+    fill_with(x, static_cast<uint32_t>(bits), n, stream);
   } else {
-    fill_with(x, bits, n);
+    fill_with(x, bits, n, stream);
   }
 }
 
-void fill(void* x, DType dtype, Scalar value, int64_t n) {
-  splat(x, dtype, &value, is_floating(dtype) ? DType::f64 : DType::i64, n);
+void fill(void* x, DType dtype, Scalar value, int64_t n, bool stream) {
+  splat(x, dtype, &value, is_floating(dtype) ? DType::f64 : DType::i64, n, stream);
 }
 
 bool contains_zero(const void* x, DType dtype, int64_t n) {

@@ -741,7 +741,7 @@ class Executor {
   }
   Scalar read_splat(const Slot& s, const char* p) const {
     if (is_reduced_floating(s.want) && !is_floating(s.arg->dtype)) {
-      uint16_t rounded;
+      uint64_t rounded = 0;
       convert(&rounded, s.want, p, s.arg->dtype, 1);
       return read_scalar(&rounded, s.want, program_.compute);
     }

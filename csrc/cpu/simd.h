@@ -192,6 +192,16 @@ IE_COMPARE(==)
 IE_COMPARE(!=)
 #undef IE_COMPARE
 
+// Is a < b everywhere? Where comparisons give bits, without the detour through a register of lanes.
+template <class T>
+IE_INLINE bool all_less(Vec<T> a, Vec<T> b) {
+#if defined(INPLACE_EXT_AVX512)
+  if constexpr (std::is_same_v<T, float>) return _mm512_cmp_ps_mask(a.v, b.v, _CMP_NLT_UQ) == 0;
+  if constexpr (std::is_same_v<T, double>) return _mm512_cmp_pd_mask(a.v, b.v, _CMP_NLT_UQ) == 0;
+#endif
+  return all(a < b);
+}
+
 template <class T>
 IE_INLINE Vec<T> select(Mask<sizeof(T)> m, Vec<T> a, Vec<T> b) {
   return m.m ? a.v : b.v;
@@ -361,6 +371,24 @@ IE_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
 }
 #endif
 
+#if defined(INPLACE_EXT_AVX512)
+// p, of which the compiler is to know nothing. The instruction of lookup() overwrites one half of the table:
+// read anew each time it comes from a load unit that idles, while a copy of a register would take the place
+// of arithmetic.
+template <class T>
+IE_INLINE const T* anew(const T* p) {
+  asm volatile("" : "+r"(p));
+  return p;
+}
+// table[index], by the lowest bits of each index: tables that fill two registers.
+IE_INLINE Vec<float> lookup(const float (&table)[32], Vec<int32_t> index) {
+  return _mm512_permutex2var_ps(_mm512_load_ps(anew(table)), (__m512i)index.v, _mm512_load_ps(table + 16));
+}
+IE_INLINE Vec<double> lookup(const double (&table)[16], Vec<int64_t> index) {
+  return _mm512_permutex2var_pd(_mm512_load_pd(anew(table)), (__m512i)index.v, _mm512_load_pd(table + 8));
+}
+#endif
+
 template <class T>
 IE_INLINE Vec<T> abs(Vec<T> a) {
   using I = typename Mask<sizeof(T)>::lane;
@@ -376,6 +404,14 @@ IE_INLINE Vec<T> copysign(Vec<T> a, Vec<T> b) {
   using I = typename Mask<sizeof(T)>::lane;
   const Vec<I> sign(static_cast<I>(I(1) << (8 * sizeof(T) - 1)));
   return bitcast<T>((bitcast<I>(a) & Vec<I>(~sign.v)) | (bitcast<I>(b) & sign));
+}
+
+// a, negative where b is: copysign for an a that is positive or has the sign of b already.
+template <class T>
+IE_INLINE Vec<T> with_sign(Vec<T> a, Vec<T> b) {
+  using I = typename Mask<sizeof(T)>::lane;
+  const Vec<I> sign(static_cast<I>(I(1) << (8 * sizeof(T) - 1)));
+  return bitcast<T>(bitcast<I>(a) | (bitcast<I>(b) & sign));
 }
 
 // A float vector as two double vectors of half the lanes each, and back (rounded to nearest).

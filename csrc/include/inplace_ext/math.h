@@ -42,6 +42,27 @@ IE_INLINE V horner(V x, const T (&c)[Size]) {
   return r;
 }
 
+#if defined(INPLACE_EXT_AVX512)
+// A polynomial in d whose coefficients, lowest first, are looked up for each lane; the lowest may be given.
+template <class V, class I, class T, int Rows, int Size>
+IE_INLINE V piece(V d, I index, const T (&c)[Rows][Size], int degree, V first) {
+  V r = lookup(c[degree], index);
+#pragma GCC unroll 16
+  for (int i = degree - 1; i > 0; --i) r = fma(r, d, lookup(c[i], index));
+  return fma(r, d, first);
+}
+template <class V, class I, class T, int Rows, int Size>
+IE_INLINE V piece(V d, I index, const T (&c)[Rows][Size], int degree) {
+  return piece(d, index, c, degree, V(lookup(c[0], index)));
+}
+// The pieces of a function of a = |x| that are quarters of octaves from 2^-4 on, the first from 0: rows of
+// coefficients and, last, their centers.
+constexpr float kFirstPiece = 0x1p-4f;
+IE_INLINE Vec<int32_t> quarter_octave(Vec<float> a) {
+  return bitcast<int32_t>(max(Vec<float>(kFirstPiece), a)) >> 21;
+}
+#endif
+
 template <class T>
 struct format;
 template <>
@@ -72,10 +93,12 @@ struct format<double> {
 #if defined(INPLACE_EXT_AVX512)
 template <class T>
 struct Exponent {
-  Vec<T> n;
-  IE_INLINE Exponent(Vec<T> x, T m) {
-    const Vec<T> round(format<T>::kRound);
-    n = fma(x, Vec<T>(m), round) - round;
+  Vec<T> n, sum;
+  // A smaller number to round with leaves a fraction.
+  IE_INLINE Exponent(Vec<T> x, T m, T rounder = format<T>::kRound) {
+    const Vec<T> round(rounder);
+    sum = fma(x, Vec<T>(m), round);
+    n = sum - round;
   }
 };
 // p 2^n for any n. A denormal result is rounded twice.
@@ -143,6 +166,27 @@ IE_INLINE Vec<T> exp_reduced(Vec<T> high, Vec<T> minus_ln2_low, Exponent<T> e, c
   }
 }
 
+#if defined(INPLACE_EXT_AVX512)
+// e^x = p 2^n with n in sixteenths, of which scale() takes the integer below: 2^(i/16) from a table and a
+// short polynomial.
+struct Power {
+  // Any x: far out r is not a number or out of bounds, and whatever p is then, n decides. Exact: less than
+  // 0.6 ulp off, by what the table lacks, where it is 1.1 else; for x that is bounded.
+  enum Kind { kAny, kExact };
+  Vec<double> p;
+  Exponent<double> e;
+  IE_INLINE explicit Power(Vec<double> x, Kind kind) : e(x, tables::kLog2e, 0x1.8p48) {
+    const Vec<int64_t> index = bitcast<int64_t>(e.sum);
+    Vec<double> r = fma(e.n, Vec<double>(-tables::kLn2Hi), x);
+    r = fma(e.n, Vec<double>(-tables::kLn2Lo), r);
+    if (kind == kAny) r.v = _mm512_range_pd(r.v, _mm512_set1_pd(1), 0x02); // the smaller magnitude; 1 for NaN
+    const Vec<double> top = lookup(tables::kExp2Sixteenths, index);
+    const Vec<double> first = kind == kAny ? r : r + lookup(tables::kExp2SixteenthsLow, index);
+    p = fma(top, fma(r * r, polynomial<0>(r, tables::kExpPiece), first), top);
+  }
+};
+#endif
+
 } // namespace math
 
 // exp(x): x = n ln2 + r with |r| <= ln(2)/2 (Cody and Waite: ln 2 in two parts, the first product exact), a
@@ -157,6 +201,10 @@ IE_INLINE Vec<float> exp(Vec<float> x) {
                            tables::kExpF);
 }
 IE_INLINE Vec<double> exp(Vec<double> x) {
+#if defined(INPLACE_EXT_AVX512)
+  const math::Power power(x, math::Power::kAny);
+  return math::scale(power.p, power.e);
+#endif
   x = min(Vec<double>(710.), max(Vec<double>(-746.), x));
   const math::Exponent<double> e(x, tables::kLog2e);
   return math::exp_reduced(fma(e.n, Vec<double>(-tables::kLn2Hi), x), Vec<double>(-tables::kLn2Lo), e,
@@ -271,11 +319,10 @@ IE_INLINE Both min(Both a, Both b) {
 IE_INLINE Vec<double> exp2_for_float(Vec<double> t) {
   const __m512d row =
       _mm512_add_round_pd(t.v, _mm512_set1_pd(0x1.8p48), _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-  const __m512d power = _mm512_permutex2var_pd(_mm512_load_pd(tables::kExp2Sixteenths), (__m512i)row,
-                                               _mm512_load_pd(tables::kExp2Sixteenths + 8));
+  const Vec<double> power = lookup(tables::kExp2Sixteenths, bitcast<int64_t>(Vec<double>(row)));
   const Vec<double> f(_mm512_reduce_pd(t.v, 0x49));
   const Vec<double> p = polynomial<0>(f, tables::kExp2SixteenthForFloat);
-  return _mm512_scalef_pd(_mm512_mul_pd(power, p.v), t.v);
+  return _mm512_scalef_pd((power * p).v, t.v);
 }
 IE_INLINE Both exp2_for_float(Both t) {
   return {exp2_for_float(t.lo), exp2_for_float(t.hi)};

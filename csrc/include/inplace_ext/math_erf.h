@@ -21,6 +21,26 @@ struct error_function<double> {
   static constexpr const auto& kLogErfc = tables::kLogErfc;
 };
 
+#if defined(INPLACE_EXT_AVX512)
+IE_INLINE Vec<float> erf_in_pieces(Vec<float> x) {
+  constexpr const auto& kPieces = tables::kErfPiecesF;
+  const Vec<float> a = min(Vec<float>(3.99f), abs(x));
+  const Vec<int32_t> index = quarter_octave(a);
+  const Vec<float> d = a - lookup(kPieces[7], index);
+  const Vec<float> first = select(a < Vec<float>(1.25f * kFirstPiece), a, lookup(kPieces[0], index));
+  return copysign(piece(d, index, kPieces, 6, first), x);
+}
+IE_INLINE Vec<double> erf_in_pieces(Vec<double> x) {
+  constexpr const auto& kPieces = tables::kErfPieces;
+  const Vec<double> a = min(Vec<double>(5.93), abs(x)), round(format<double>::kRound);
+  const Vec<double> sum = fma(a, Vec<double>(128. / 49), round);
+  const Vec<int64_t> index = bitcast<int64_t>(sum);
+  const Vec<double> d = a - lookup(kPieces[14], index);
+  const Vec<double> first = select(sum == round, a, lookup(kPieces[0], index));
+  return copysign(piece(d, index, kPieces, 13, first), x);
+}
+#endif
+
 // 1 / a to 28 bits.
 IE_INLINE Both inverse_for_float(Both a) {
 #if defined(INPLACE_EXT_AVX512)
@@ -36,8 +56,12 @@ IE_INLINE Both inverse_for_float(Both a) {
 } // namespace math
 
 // erf x = x + x P(x^2) near 0, 1 - e^Q(|x|) beyond, with polynomials for both.
+// AVX-512: a polynomial for each piece, in the first one of erf x - x.
 template <class T>
 IE_INLINE Vec<T> erf(Vec<T> x) {
+#if defined(INPLACE_EXT_AVX512)
+  return math::erf_in_pieces(x);
+#endif
   using N = math::error_function<T>;
   const Vec<T> a = min(Vec<T>(N::kOne), abs(x)), x2 = x * x;
   const Vec<T> near = fma(x, math::polynomial<0>(x2, N::kErf), x);
@@ -55,8 +79,21 @@ IE_INLINE Vec<float> gelu(Vec<float> x) {
   const Both q = inverse * math::horner<0>(inverse, tables::kNormalForFloat);
   const Both product = wide * q * math::exp2_for_float(a * a * Both(-0.5 * tables::kLog2e));
   const Vec<float> tail = narrow({product.lo, product.hi});
-  const Vec<float> result = select(x < Vec<float>(0.f), tail, x - tail);
+  const Vec<float> result = copysign(select(x < Vec<float>(0.f), tail, x - tail), x);    // for -0.0
   return select(x > Vec<float>(-std::numeric_limits<float>::infinity()), result, x - x); // NaN for -inf
+}
+// The same for results of 16 bits, in float arithmetic: an error of 2^-17 at most, most of it from rounding
+// a^2.
+IE_INLINE Vec<float> gelu_for_half(Vec<float> x) {
+  using V = Vec<float>;
+  const V one(1.f), a = min(V(14.6f), abs(x));
+  const V u = math::inverse_of(a + V(tables::kNormalKForHalf));
+  const V t = a * a * V(-0.5f * tables::kLog2eF);
+  const math::Exponent<float> e(t, 1.f);
+  const V p = u * math::horner<0>(u, tables::kNormalForHalf) * math::horner<0>(t - e.n, tables::kExp2ForHalf);
+  const V tail = math::scale(p, e);
+  // -inf times the 0 that the tail is there is NaN.
+  return x * select(x < V(0.f), tail, one - tail);
 }
 // What a^2, u and the products lose to rounding is carried along: that of a^2 and u goes into the exponent.
 IE_INLINE Vec<double> gelu(Vec<double> x) {
@@ -72,9 +109,12 @@ IE_INLINE Vec<double> gelu(Vec<double> x) {
   const V slope = fma(u, V(1.39 / tables::kNormalK), V(1. / tables::kNormalK));
   r.low = r.low + fma(fma(a, a, -square), V(-0.5), lost * slope);
 
-  const V v = u - V(tables::kNormalMiddle), first(tables::kNormal[0]), bounded = min(top, max(-top, x));
-  const V rest = math::polynomial<1>(v, tables::kNormal);
-  const V p = fma(v, rest, first), p_low = fma(v, rest, first - p);
+  const V v = u - V(tables::kNormalMiddle), bounded = min(top, max(-top, x));
+  // The two lowest terms with what their sums lose.
+  const V first(tables::kNormal[0]), second(tables::kNormal[1]),
+      rest = math::polynomial<2>(v, tables::kNormal);
+  const V slope_sum = fma(v, rest, second), slope_low = fma(v, rest, second - slope_sum);
+  const V p = fma(v, slope_sum, first), p_low = fma(v, slope_low, fma(v, slope_sum, first - p));
   const V q = u * p, q_low = fma(u, p_low, fma(u, p, -q));
   const V product = bounded * q, product_low = fma(bounded, q_low, fma(bounded, q, -product));
   const V head = one + r.high, head_low = (r.high - (head - one)) + r.tail();

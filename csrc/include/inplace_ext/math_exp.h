@@ -110,6 +110,14 @@ IE_INLINE Vec<T> expm1(Vec<T> x) {
 // tanh |x| = e / (e + 2) with e = expm1(2 |x|); near 0, where three roundings would add up, a polynomial.
 template <class T>
 IE_INLINE Vec<T> tanh(Vec<T> x) {
+#if defined(INPLACE_EXT_AVX512)
+  if constexpr (sizeof(T) == 4) {
+    constexpr const auto& kPieces = tables::kTanhPiecesF;
+    const Vec<float> a = min(Vec<float>(9.5f), abs(x));
+    const Vec<int32_t> index = math::quarter_octave(a);
+    return copysign(math::piece(a - lookup(kPieces[6], index), index, kPieces, 5), x);
+  }
+#endif
   const Vec<T> x2 = x * x, a = min(Vec<T>(math::exp_limits<T>::kTanhOne), abs(x));
   const Vec<T> e = math::expm1_bounded(a + a);
   const Vec<T> near = fma(x2 * x, math::polynomial<0>(x2, math::exp_constants<T>::kTanh), x);
@@ -168,8 +176,18 @@ template <class T>
 struct Logistic {
   Vec<T> q, remainder, inverse, p; // p 2^n = e^-|x|; the correction is remainder * inverse
   Exponent<T> e;
-  IE_INLINE explicit Logistic(Vec<T> x) : Logistic(x, Reduced<T>(lowest(x))) {}
-  IE_INLINE Logistic(Vec<T> x, const Reduced<T>& r) : p(kHasFma ? r.quick_exp() : r.exp()), e(r.e) {
+  IE_INLINE explicit Logistic(Vec<T> x) : Logistic(x, lowest(x)) {}
+  // Given -|x|, above where the exponential vanishes.
+#if defined(INPLACE_EXT_AVX512)
+  IE_INLINE Logistic(Vec<double> x, Vec<double> minus_a) : Logistic(x, Power(minus_a, Power::kExact)) {}
+  IE_INLINE Logistic(Vec<double> x, const Power& power) : Logistic(x, power.p, power.e) {}
+  IE_INLINE Logistic(Vec<float> x, Vec<float> minus_a) : Logistic(x, Reduced<T>(minus_a)) {}
+#else
+  IE_INLINE Logistic(Vec<T> x, Vec<T> minus_a) : Logistic(x, Reduced<T>(minus_a)) {}
+#endif
+  IE_INLINE Logistic(Vec<T> x, const Reduced<T>& r) : Logistic(x, kHasFma ? r.quick_exp() : r.exp(), r.e) {}
+  // Given e^-|x| as factor 2^power.
+  IE_INLINE Logistic(Vec<T> x, Vec<T> factor, Exponent<T> power) : p(factor), e(power) {
     const Vec<T> one(T(1)), z = scale(p, e), top = select(x < Vec<T>(T(0)), z, one);
     const Vec<T> bottom = one + z;
 #if defined(INPLACE_EXT_AVX512)
@@ -188,8 +206,8 @@ struct Logistic {
     remainder = Vec<T>(T(0)); // without a fused product there is none to be had
     if constexpr (!kHasFma) return;
 #endif
-    const Vec<T> lost = z - (bottom - one);
-    remainder = fma(-q, lost, fma(-q, bottom, top));
+    const Vec<T> gained = (bottom - one) - z;
+    remainder = fma(q, gained, fma(-q, bottom, top));
   }
 
  private:
@@ -210,22 +228,36 @@ IE_INLINE Vec<T> sigmoid(Vec<T> x) {
   return fma(f.remainder, f.inverse, f.q);
 }
 
-// x / (1 + e^-x); far down, where that is x e^x, with the exponent applied last, so that a small result keeps
-// its bits. NaN for -inf.
+namespace math {
+
+template <class T>
+IE_INLINE Vec<T> times_logistic(Vec<T> x, const Logistic<T>& f) {
+  return with_sign(fma(x, f.q, x * f.inverse * f.remainder), x); // for -0.0
+}
+// Any x. Far down, where the result is x e^x, the exponent is applied last, so that a small result keeps its
+// bits. NaN for -inf, as -inf times 0.
+template <class T>
+__attribute__((noinline)) Vec<T> silu_special(Vec<T> x) {
+  using L = exp_limits<T>;
+  const Logistic<T> f(x);
+  const Vec<T> bounded = max(Vec<T>(L::kUnderflow - T(10)), x);
+  const Vec<T> r = select(x < Vec<T>(L::kExpm1Low), scale(bounded * f.p, f.e), times_logistic(x, f));
+  return select(abs(x) < Vec<T>(std::numeric_limits<T>::infinity()), r, x * f.q);
+}
+
+} // namespace math
+
+// x / (1 + e^-x).
 template <class T>
 IE_INLINE Vec<T> silu(Vec<T> x) {
-  using L = math::exp_limits<T>;
   if constexpr (!kHasFma && sizeof(T) == 4) return math::logistic_in_double(x, true);
   if constexpr (!kHasFma && sizeof(T) == 8) {
     return math::map_long_double([](long double v) { return v / (1 + std::exp(-v)); }, x);
   }
-  const Vec<T> bounded = max(Vec<T>(L::kUnderflow - T(10)), x);
-  const math::Logistic<T> f(x);
-  Vec<T> r = bounded * f.q;
-  if constexpr (kHasFma) r = r + fma(bounded * f.inverse, f.remainder, fma(bounded, f.q, -r));
-  r = select(x < Vec<T>(L::kExpm1Low), math::scale(bounded * f.p, f.e), r);
-  const Vec<T> beyond = select(x > Vec<T>(T(0)), x, Vec<T>(std::numeric_limits<T>::quiet_NaN()));
-  return select(abs(x) < Vec<T>(std::numeric_limits<T>::infinity()), copysign(r, x), beyond); // for -0.0
+  const Vec<T> a = abs(x);
+  if (__builtin_expect(!all_less(a, Vec<T>(-math::exp_limits<T>::kExpm1Low)), 0))
+    return math::silu_special(x);
+  return math::times_logistic(x, math::Logistic<T>(x, -a));
 }
 
 // x tanh(log(1 + e^x)) = x n / (n + 2) with n = e^x (e^x + 2). NaN for -inf.

@@ -18,10 +18,12 @@ IE_INLINE Vec<double> log1p_tail(Vec<double> f) {
 }
 
 // The base of a logarithm: k units, f times the factor, each as a high and a low part. The high part of the
-// unit has so few bits that k * high is exact.
+// unit has so few bits that k * high is exact. The last two are what log_in_pieces looks up.
 template <class T>
 struct Base {
   T unit, unit_low, factor, factor_low;
+  const T (&pieces)[2][sizeof(T) == 4 ? 32 : 16];
+  const T (&series)[sizeof(T) == 4 ? 4 : 10];
 };
 
 // log of 2^k (1 + f) in the base, with the rounding error of its largest sum carried along.
@@ -59,8 +61,41 @@ IE_INLINE Vec<double> exponent_of(const Split<double>& split) {
   return bitcast<double>(biased | Vec<uint64_t>(0x4330000000000000u)) - Vec<double>(0x1p52 + 2048.);
 }
 
+#if defined(INPLACE_EXT_AVX512)
+// log of m 2^k = k unit + log(1 / c) + log(1 + r) with r = m c - 1, c from a table by the leading bits of m;
+// the first two terms and their sum are exact. k and m come out of instructions that know denormals, and make
+// of 0, infinities, NaN and negative numbers what the logarithm does.
+template <class T>
+IE_INLINE Vec<T> log_in_pieces(Vec<T> x, const Base<T>& base, bool natural) {
+  constexpr auto kRange = _MM_MANT_NORM_p75_1p5;
+  constexpr auto kSign = _MM_MANT_SIGN_nan;
+  const Vec<T> one(T(1));
+  Vec<T> m, k;
+  // m runs from 0.75 to 1.5, the exponent from 1 to 2.
+  if constexpr (sizeof(T) == 4) {
+    m.v = _mm512_getmant_ps(x.v, kRange, kSign), k.v = _mm512_getexp_ps(x.v);
+    k.v = _mm512_mask_add_ps(k.v, _mm512_cmp_ps_mask(m.v, one.v, _CMP_LT_OQ), k.v, one.v);
+  } else {
+    m.v = _mm512_getmant_pd(x.v, kRange, kSign), k.v = _mm512_getexp_pd(x.v);
+    k.v = _mm512_mask_add_pd(k.v, _mm512_cmp_pd_mask(m.v, one.v, _CMP_LT_OQ), k.v, one.v);
+  }
+  constexpr int kIndexBits = sizeof(T) == 4 ? 5 : 4;
+  const auto index = bitcast<typename format<T>::bits>(m) >> (format<T>::kMantissa - kIndexBits);
+  const Vec<T> r = fma(m, lookup(base.pieces[0], index), -one);
+  const Vec<T> head = fma(k, Vec<T>(base.unit), lookup(base.pieces[1], index));
+  const Vec<T> p = polynomial<0>(r, base.series), r2 = r * r;
+  if (natural) return head + (r + fma(r2, p, k * Vec<T>(base.unit_low)));
+  Vec<T> rest = fma(r2, p, r * Vec<T>(base.factor_low));
+  if (base.unit_low != 0) rest = fma(k, Vec<T>(base.unit_low), rest);
+  return head + fma(r, Vec<T>(base.factor), rest);
+}
+#endif
+
 template <class T>
 IE_INLINE Vec<T> log_base(Vec<T> x, const Base<T>& base, bool natural) {
+#if defined(INPLACE_EXT_AVX512)
+  return log_in_pieces(x, base, natural);
+#endif
   const bool special = !all_plain(x, Vec<T>(T(0)));
   Vec<typename format<T>::bits> bits = bitcast<typename format<T>::bits>(x);
   if (__builtin_expect(special, 0)) bits = normalized_bits(x);
@@ -74,17 +109,21 @@ template <class T>
 struct bases;
 template <>
 struct bases<float> {
-  static constexpr Base<float> kE{tables::kLn2HiF, tables::kLn2LoF, 1.f, 0.f};
-  static constexpr Base<float> kTwo{1.f, 0.f, tables::kLog2eHiF, tables::kLog2eLoF};
-  static constexpr Base<float> kTen{tables::kLog10Of2HiF, tables::kLog10Of2LoF, tables::kLog10eHiF,
-                                    tables::kLog10eLoF};
+  static constexpr Base<float> kE{tables::kLn2HiF,     tables::kLn2LoF,   1.f, 0.f,
+                                  tables::kLogPiecesF, tables::kLogPieceF};
+  static constexpr Base<float> kTwo{
+      1.f, 0.f, tables::kLog2eHiF, tables::kLog2eLoF, tables::kLog2PiecesF, tables::kLog2PieceF};
+  static constexpr Base<float> kTen{tables::kLog10Of2HiF, tables::kLog10Of2LoF,  tables::kLog10eHiF,
+                                    tables::kLog10eLoF,   tables::kLog10PiecesF, tables::kLog10PieceF};
 };
 template <>
 struct bases<double> {
-  static constexpr Base<double> kE{tables::kLn2Hi, tables::kLn2Lo, 1., 0.};
-  static constexpr Base<double> kTwo{1., 0., tables::kLog2eHi, tables::kLog2eLo};
-  static constexpr Base<double> kTen{tables::kLog10Of2Hi, tables::kLog10Of2Lo, tables::kLog10eHi,
-                                     tables::kLog10eLo};
+  static constexpr Base<double> kE{tables::kLn2Hi,     tables::kLn2Lo,   1., 0.,
+                                   tables::kLogPieces, tables::kLogPiece};
+  static constexpr Base<double> kTwo{
+      1., 0., tables::kLog2eHi, tables::kLog2eLo, tables::kLog2Pieces, tables::kLog2Piece};
+  static constexpr Base<double> kTen{tables::kLog10Of2Hi, tables::kLog10Of2Lo,  tables::kLog10eHi,
+                                     tables::kLog10eLo,   tables::kLog10Pieces, tables::kLog10Piece};
 };
 
 } // namespace math

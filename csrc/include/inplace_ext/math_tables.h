@@ -51,6 +51,15 @@ constexpr double kExp2ForFloat[] = {
     0x1.41f36af206165p-13,
 };
 
+// The same for results of 16 bits, degree 4, relative error 2^-18.5.
+constexpr float kExp2ForHalf[] = {
+    0x1.ffffe8p-1f,
+    0x1.62e0dap-1f,
+    0x1.ec06e6p-3f,
+    0x1.ca15fap-5f,
+    0x1.399708p-7f,
+};
+
 // 2^f, 0 <= f <= 1/16, degree 3, relative error 2^-29.7, and 2^(i/16):
 // for float results only.
 constexpr double kExp2SixteenthForFloat[] = {
@@ -76,6 +85,26 @@ alignas(64) constexpr double kExp2Sixteenths[] = {
     0x1.c199bdd85529cp+0,
     0x1.d5818dcfba487p+0,
     0x1.ea4afa2a490dap+0,
+};
+
+// The part of each that is missing.
+alignas(64) constexpr double kExp2SixteenthsLow[] = {
+    0x0p+0,
+    0x1.79aa65d837b6dp-54,
+    -0x1.01b15eaa59348p-55,
+    0x1.68efde3a8a894p-54,
+    0x1.34d754db0abb6p-55,
+    0x1.59f48a72a4c6dp-55,
+    0x1.690cebb7aafbp-56,
+    0x1.063e1e21c5409p-54,
+    -0x1.3b3efbf5e2228p-54,
+    -0x1.b32dcb94da51dp-56,
+    0x1.db72fc1f0eab4p-55,
+    0x1.1affc2b91ce27p-56,
+    0x1.c1a7792cb3387p-55,
+    0x1.36eae30af0cb3p-56,
+    0x1.4a385a63d07a7p-56,
+    -0x1.ff7128fd391fp-55,
 };
 
 // log2(z) = s P(s^2) with s = (z - 1)/(z + 1), sqrt(1/2) <= z <= sqrt(2);
@@ -525,6 +554,18 @@ constexpr double kLogErfc[] = {
     -0x1.e8c18c190dbd2p-52,
     -0x1.2adca67aa27d5p-55,
 };
+constexpr float kNormalKForHalf = 0x1.8p+1f;
+
+// P(X > a) = e^(-a^2/2) u P(u), u = 1 / (k + a), 0 <= a <= 14.6, relative error 2^-18.3.
+constexpr float kNormalForHalf[] = {
+    0x1.9919b8p-2f,
+    0x1.2a9c938p+0f,
+    0x1.eafa646p+1f,
+    0x1.8be28da8p-3f,
+    0x1.a73d4ef2p+5f,
+    -0x1.c2d4e1f4p+6f,
+    0x1.037847e9ap+6f,
+};
 constexpr double kNormalKForFloat = 0x1p+2;
 
 // P(X > a) = e^(-a^2/2) u P(u), u = 1 / (k + a), 0 <= a <= 14.6, relative error 2^-26.8.
@@ -574,5 +615,161 @@ constexpr double kGeluOneHi = 0x1.9884533d43651p+0;
 constexpr double kGeluOneLo = -0x1.cbc0d30ebfd15p-54;
 constexpr double kGeluThreeHi = 0x1.2444f2a4d8b4bp-4;
 constexpr double kGeluThreeLo = -0x1.6c843a29d1c7p-61;
+
+// tanh a about the center of its piece, the last row: degree 5,
+// relative error 2^-25.0; a quarter of an octave each from 2^-4 on.
+alignas(64) constexpr float kTanhPiecesF[][32] = {
+    {0x1.f4c076p-1f, 0x1.fbd52ep-1f, 0x1.fe7668p-1f, 0x1.ff6f1ep-1f, 0x1.ffdfacp-1f, 0x1.fffbap-1f, 0x1.ffff68p-1f, 0x1.ffffecp-1f, 0x1.fffffep-1f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x1.5f21bap-4f, 0x1.9e9142p-4f, 0x1.ddd4b8p-4f, 0x1.1e166cp-3f, 0x1.5c9976p-3f, 0x1.9a62a6p-3f, 0x1.d76d46p-3f, 0x1.18a1f6p-2f, 0x1.52c322p-2f, 0x1.8a8b8ap-2f, 0x1.bfb1dep-2f, 0x1.050628p-1f, 0x1.31559cp-1f, 0x1.578bb6p-1f, 0x1.77d528p-1f, 0x1.9e5f2p-1f, 0x1.c27b78p-1f, 0x1.d9c6b6p-1f, 0x1.e878b4p-1f},
+    {0x1.63fd12p-5f, 0x1.099ea8p-6f, 0x1.8900cp-8f, 0x1.219b08p-9f, 0x1.0299cp-11f, 0x1.1800f2p-14f, 0x1.2fac3ap-17f, 0x1.48281ap-20f, 0x1.06aacep-24f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x1p+0f, 0x1.fc3cc4p-1f, 0x1.fac14cp-1f, 0x1.f9083cp-1f, 0x1.f6025p-1f, 0x1.f12a74p-1f, 0x1.eb70fep-1f, 0x1.e4dee6p-1f, 0x1.d98baap-1f, 0x1.c7f704p-1f, 0x1.b3fdc6p-1f, 0x1.9e222cp-1f, 0x1.7aed3ap-1f, 0x1.49e972p-1f, 0x1.197c2ap-1f, 0x1.d83dd4p-2f, 0x1.61483p-2f, 0x1.ce9364p-3f, 0x1.266032p-3f, 0x1.6fce64p-4f},
+    {-0x1.5c286ep-5f, -0x1.07715ep-6f, -0x1.87cbc8p-8f, -0x1.2143b4p-9f, -0x1.02375ep-11f, -0x1.17a50ap-14f, -0x1.2f4aep-17f, -0x1.47bfp-20f, -0x1.009992p-24f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, -0x1.5c8d24p-4f, -0x1.9a5212p-4f, -0x1.d753fep-4f, -0x1.188146p-3f, -0x1.527fdep-3f, -0x1.89e82cp-3f, -0x1.be7288p-3f, -0x1.038e2ap-2f, -0x1.2dafd6p-2f, -0x1.4ff91ap-2f, -0x1.6a1eb2p-2f, -0x1.825ce8p-2f, -0x1.897d7p-2f, -0x1.79befcp-2f, -0x1.5aa5eap-2f, -0x1.1deb84p-2f, -0x1.96ffb2p-3f, -0x1.106658p-3f, -0x1.5ee77ep-4f},
+    {0x1.bbb7aep-6f, 0x1.598816p-7f, 0x1.03a0ep-8f, 0x1.80d4d6p-10f, 0x1.5815a8p-12f, 0x1.74cad6p-15f, 0x1.945f62p-18f, 0x1.b4f072p-21f, 0x1.55cd1ep-25f, 0x0p+0f, 0x0p+0f, 0x0p+0f, -0x1.55551cp-2f, -0x1.4b5aep-2f, -0x1.47744cp-2f, -0x1.42f12ap-2f, -0x1.3b14a6p-2f, -0x1.2ea298p-2f, -0x1.20295p-2f, -0x1.0fdd1p-2f, -0x1.e9211ap-3f, -0x1.985806p-3f, -0x1.426c2ap-3f, -0x1.d71404p-4f, -0x1.bd2bp-5f, 0x1.d6fd7cp-7f, 0x1.07396cp-4f, 0x1.842b7ap-4f, 0x1.c68fcp-4f, 0x1.97d04cp-4f, 0x1.33e0e2p-4f, 0x1.a85b02p-5f},
+    {-0x1.95c544p-7f, -0x1.514b4p-8f, -0x1.034764p-9f, -0x1.837e28p-11f, -0x1.685958p-13f, -0x1.86dab4p-16f, -0x1.a7fe08p-19f, -0x1.ca317cp-22f, -0x1.a3b26cp-26f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x1.cb9728p-5f, 0x1.0d54cp-4f, 0x1.33ca3ep-4f, 0x1.6afe0ap-4f, 0x1.afa3d4p-4f, 0x1.ed7d1cp-4f, 0x1.11edc8p-3f, 0x1.32e2d2p-3f, 0x1.5003b2p-3f, 0x1.5c06dep-3f, 0x1.583c1cp-3f, 0x1.39e606p-3f, 0x1.e948f6p-4f, 0x1.4733acp-4f, 0x1.634782p-5f, 0x1.dfb694p-9f, -0x1.5a027ep-6f, -0x1.9bb478p-6f, -0x1.559abep-6f},
+    {0x1.049e9ep-8f, 0x1.f655bep-10f, 0x1.9456a2p-11f, 0x1.332adcp-12f, 0x1.1fa80ep-14f, 0x1.38a78ap-17f, 0x1.52af96p-20f, 0x1.6eb664p-23f, 0x1.4e6d16p-27f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x1.10225ap-3f, 0x1.003dfap-3f, 0x1.f3754cp-4f, 0x1.e47eb2p-4f, 0x1.cab9c6p-4f, 0x1.a289fap-4f, 0x1.74cc9ap-4f, 0x1.42affp-4f, 0x1.e4cfd6p-5f, 0x1.069ba2p-5f, 0x1.89ba1ep-8f, -0x1.182a32p-6f, -0x1.631156p-5f, -0x1.f801a2p-5f, -0x1.00b25p-4f, -0x1.b2d046p-5f, -0x1.070eep-5f, -0x1.38f39ap-7f, 0x1.6a3618p-10f, 0x1.2d4926p-8f},
+    {0x1.200394p+1f, 0x1.60023p+1f, 0x1.9ffd2cp+1f, 0x1.e002cep+1f, 0x1.2004d2p+2f, 0x1.6005f2p+2f, 0x1.9ff83p+2f, 0x1.e007dp+2f, 0x1.1ff83p+3f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x1.5ffee6p-4f, 0x1.9ffde6p-4f, 0x1.e00434p-4f, 0x1.1ff876p-3f, 0x1.6006ap-3f, 0x1.a003bp-3f, 0x1.e0074cp-3f, 0x1.1ffe3ap-2f, 0x1.600068p-2f, 0x1.a0044cp-2f, 0x1.e00444p-2f, 0x1.1ffcecp-1f, 0x1.5ffc7cp-1f, 0x1.a004fp-1f, 0x1.dff95ap-1f, 0x1.20038p+0f, 0x1.60064p+0f, 0x1.9fff1p+0f, 0x1.e00076p+0f},
+};
+
+// erf a about the center of its piece, the last row: degree 6,
+// relative error 2^-27.5; a quarter of an octave each from 2^-4 on. In the first erf a - a.
+alignas(64) constexpr float kErfPiecesF[][32] = {
+    {0x1.ff402ep-1f, 0x1.fff2d2p-1f, 0x1.ffff7p-1f, 0x1.fffffcp-1f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x1.8c36b8p-4f, 0x1.d3c566p-4f, 0x1.0d9406p-3f, 0x1.42d6c2p-3f, 0x1.894e24p-3f, 0x1.cf0936p-3f, 0x1.09eab2p-2f, 0x1.3c9fc2p-2f, 0x1.7e1b1ep-2f, 0x1.bcc9e4p-2f, 0x1.f86e56p-2f, 0x1.25b9cap-1f, 0x1.569022p-1f, 0x1.7fb9ecp-1f, 0x1.a1518ep-1f, 0x1.c6d772p-1f, 0x1.e577f4p-1f, 0x1.f4f7d2p-1f, 0x1.fbe634p-1f},
+    {0x1.d44d0ep-8f, 0x1.33301ep-11f, 0x1.e90602p-16f, 0x1.da48a6p-21f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x1.06eba8p-3f, 0x1.1ebd56p+0f, 0x1.1de6aep+0f, 0x1.1cecd8p+0f, 0x1.1b357cp+0f, 0x1.1874f2p+0f, 0x1.153052p+0f, 0x1.116d56p+0f, 0x1.0ae498p+0f, 0x1.00aadcp+0f, 0x1.e9d81cp-1f, 0x1.cfc4bep-1f, 0x1.a50608p-1f, 0x1.6822ep-1f, 0x1.2a8d86p-1f, 0x1.dfd774p-2f, 0x1.45f8cep-2f, 0x1.5cd62p-3f, 0x1.497cf4p-4f, 0x1.12c9c2p-5f},
+    {-0x1.076804p-6f, -0x1.a6644p-10f, -0x1.8d5476p-14f, -0x1.bc840ep-19f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, -0x1.8a444ep-4f, -0x1.d09048p-4f, -0x1.0b1e8p-3f, -0x1.3e9af2p-3f, -0x1.819ee2p-3f, -0x1.c2704cp-3f, -0x1.00525cp-2f, -0x1.2c4644p-2f, -0x1.60f078p-2f, -0x1.8df98ep-2f, -0x1.b2c71ep-2f, -0x1.d9a90cp-2f, -0x1.ef2bb2p-2f, -0x1.e52654p-2f, -0x1.c1d2e4p-2f, -0x1.6eb128p-2f, -0x1.dfac0cp-3f, -0x1.0bba7ep-3f, -0x1.019ddp-4f},
+    {0x1.641accp-6f, 0x1.69542cp-9f, 0x1.98df88p-13f, 0x1.09fcep-17f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, -0x1.81272ap-2f, -0x1.78ac22p-2f, -0x1.755692p-2f, -0x1.71774p-2f, -0x1.6aad72p-2f, -0x1.5fd99cp-2f, -0x1.531608p-2f, -0x1.44858ep-2f, -0x1.2b8d54p-2f, -0x1.05561ap-2f, -0x1.b59192p-3f, -0x1.5aa00ap-3f, -0x1.9c39eep-4f, -0x1.a4a79cp-7f, 0x1.fe0996p-5f, 0x1.e4b352p-4f, 0x1.4cae04p-3f, 0x1.4370f6p-3f, 0x1.d64be4p-4f, 0x1.143aep-4f},
+    {-0x1.38d92ap-6f, -0x1.aac45cp-9f, -0x1.2b9334p-12f, -0x1.ceff04p-17f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x1.88535ep-5f, 0x1.cd5e8cp-5f, 0x1.08ac6ep-4f, 0x1.3a67aep-4f, 0x1.7a06c8p-4f, 0x1.b60c5cp-4f, 0x1.eddf4ap-4f, 0x1.1c7p-3f, 0x1.4521f8p-3f, 0x1.62314p-3f, 0x1.731754p-3f, 0x1.75be68p-3f, 0x1.5326a4p-3f, 0x1.0fa1e6p-3f, 0x1.74936ep-4f, 0x1.cac3b4p-6f, -0x1.f3db12p-6f, -0x1.974e8ep-5f, -0x1.5a305p-5f},
+    {0x1.5ad74ap-7f, 0x1.722a9cp-9f, 0x1.5c20e6p-12f, 0x1.53116cp-16f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x1.cd411ap-4f, 0x1.bd40b4p-4f, 0x1.b69fbap-4f, 0x1.aef118p-4f, 0x1.a17cdep-4f, 0x1.8c31a2p-4f, 0x1.734702p-4f, 0x1.57192ep-4f, 0x1.275d8cp-4f, 0x1.c04252p-5f, 0x1.26d59ap-5f, 0x1.13593ep-6f, -0x1.61ec24p-7f, -0x1.549392p-5f, -0x1.f913e8p-5f, -0x1.1ca37cp-4f, -0x1.f44c76p-5f, -0x1.f5eb0ap-6f, -0x1.2c7054p-9f, 0x1.733e96p-7f},
+    {-0x1.6adddcp-9f, -0x1.b5772cp-10f, -0x1.200d28p-12f, -0x1.5d7228p-16f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, -0x1.041ddp-6f, -0x1.315a42p-6f, -0x1.5d8c36p-6f, -0x1.9d4d4p-6f, -0x1.edbf5cp-6f, -0x1.1bc84cp-5f, -0x1.3ceac6p-5f, -0x1.667022p-5f, -0x1.8de6d8p-5f, -0x1.a1850ap-5f, -0x1.a12b1ap-5f, -0x1.7d9464p-5f, -0x1.1b6b34p-5f, -0x1.31be5p-6f, -0x1.4dae84p-9f, 0x1.f58f24p-7f, 0x1.68c1f2p-6f, 0x1.d7cc2p-7f, 0x1.104e24p-8f},
+    {0x1.1ffc88p+1f, 0x1.6003dap+1f, 0x1.a007dp+1f, 0x1.dff83p+1f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x1.5ffffap-4f, 0x1.9ffa1ep-4f, 0x1.e000d4p-4f, 0x1.1ffee4p-3f, 0x1.5ffe3ep-3f, 0x1.a001a6p-3f, 0x1.dff83ep-3f, 0x1.2004e4p-2f, 0x1.600586p-2f, 0x1.9ff9b2p-2f, 0x1.dffe88p-2f, 0x1.20016p-1f, 0x1.5ffcf8p-1f, 0x1.a0004cp-1f, 0x1.dff86ep-1f, 0x1.1ffab2p+0f, 0x1.60042p+0f, 0x1.a007bap+0f, 0x1.e0013ap+0f},
+};
+
+// erf a about centers near 49/128 i, the last row; in the first piece erf a - a, odd. Relative error
+// 2^-54.1.
+alignas(64) constexpr double kErfPieces[][16] = {
+    {0x0p+0, 0x1.a5a2aca20918dp-2, 0x1.7131e5f496928p-1, 0x1.ca930e0e2a485p-1, 0x1.f0762fde45d84p-1, 0x1.fc85cf56eccfp-1, 0x1.ff67d084011fcp-1, 0x1.ffec39ff380b5p-1, 0x1.fffe0e0140857p-1, 0x1.ffffdb01e8546p-1, 0x1.fffffdedf37edp-1, 0x1.ffffffe9aeb97p-1, 0x1.ffffffff4b453p-1, 0x1.fffffffffbb58p-1, 0x1.ffffffffffec7p-1, 0x1.ffffffffffffcp-1},
+    {0x1.06eba8214db69p-3, 0x1.f2fa4c16c00ep-1, 0x1.417a0c404a1a6p-1, 0x1.3500528523896p-2, 0x1.bb1c972f2603bp-4, 0x1.da0005e5f4b3cp-6, 0x1.7a3ade6c8c228p-8, 0x1.c245d4b99cfdp-11, 0x1.8fdc1b2dcf7bap-14, 0x1.08e1badf0fcedp-17, 0x1.05c803e48abfbp-21, 0x1.81fb7df079ff2p-26, 0x1.a887bd2b61dbap-31, 0x1.5c4e8e37d79f1p-36, 0x1.aa577251d56e6p-42, 0x1.85487ee3f9cd1p-48},
+    {0x0p+0, -0x1.7e07a2416ae98p-2, -0x1.ec42e2c271529p-2, -0x1.62de5ec4e65cp-2, -0x1.5341e3c018c1ap-3, -0x1.c5a205a512e89p-5, -0x1.b25f9b70a8d8cp-7, -0x1.2da5c8025870fp-9, -0x1.322484cf12d3cp-12, -0x1.c84cdaea425c4p-16, -0x1.f510d77371b3ap-20, -0x1.96564114a6c75p-24, -0x1.e78be33fbf065p-29, -0x1.b157bbf020defp-34, -0x1.1d9d9514f4dcp-39, -0x1.176ac9117b9bap-45},
+    {-0x1.812746b0379dfp-2, -0x1.d64f2aa246fb6p-3, 0x1.278631edc2f0fp-5, 0x1.51644a1a13074p-3, 0x1.107929f6e7ea9p-3, 0x1.f3dabe38504f8p-5, 0x1.2d0c4b23e0307p-6, 0x1.f55bacea0de16p-9, 0x1.27dc1bc6cfe5ep-11, 0x1.f5f573d671657p-15, 0x1.34c8694ccc6bp-18, 0x1.1522a10d27135p-22, 0x1.6c6ef0b6983e9p-27, 0x1.602b77406d645p-32, 0x1.f55bb14810aa7p-38, 0x1.075b1bc66832dp-43},
+    {0x0p+0, 0x1.58b4e8a9fe37ep-3, 0x1.2be43f650c8e6p-3, 0x1.56bd4507b7c16p-6, -0x1.7e1b362eb405ep-5, -0x1.472a562a32df2p-5, -0x1.1156d9b86a87fp-6, -0x1.1d989e566a693p-8, -0x1.9202f465f27bbp-11, -0x1.8a5382b29dd1cp-14, -0x1.12a3192185cddp-17, -0x1.12d1b1d5641c6p-21, -0x1.8e36e9a93e69cp-26, -0x1.a417c1757a08dp-31, -0x1.43f85c9cf5e7bp-36, -0x1.6e6ad80614077p-42},
+    {0x1.ce2f21a03f755p-4, 0x1.613cfe414f7aap-5, -0x1.c8064309895c4p-5, -0x1.e397d1fa4c4cdp-5, -0x1.73b61e485602ep-7, 0x1.921e5d374bf29p-7, 0x1.41a1cfc6efdafp-7, 0x1.cdd6df8fce17dp-9, 0x1.93b4c97472ed1p-11, 0x1.d42311f14aa6ep-14, 0x1.76387b7ca6c03p-17, 0x1.a5540293ffceep-21, 0x1.5286ee367647ep-25, 0x1.87b5fbf928615p-30, 0x1.48745fbfd1dd8p-35, 0x1.910e45040705cp-41},
+    {0x0p+0, -0x1.9cc304d992441p-5, -0x1.97019956ab24ep-6, 0x1.16da90bd7288dp-6, 0x1.2aa7641e8b127p-6, 0x1.71aa581c36007p-9, -0x1.91dfde066cfccp-9, -0x1.0435de2a50dc9p-9, -0x1.30e9e60f2a87cp-11, -0x1.b078f099a654ap-14, -0x1.9448d91edb64bp-17, -0x1.030e2247fc827p-20, -0x1.d14637a6552cdp-25, -0x1.28e3ad35100bp-29, -0x1.0fc97c347d6e6p-34, -0x1.67650341b90c3p-40},
+    {-0x1.b82ce30a21bbbp-6, -0x1.37ab1035b8295p-8, 0x1.322fe73079f8bp-6, 0x1.1591284c56ed7p-7, -0x1.59a38b7192f1fp-8, -0x1.2490c085afcbdp-8, -0x1.54b0678172731p-12, 0x1.650c23867f47p-11, 0x1.555b9d555628cp-12, 0x1.3a40fc53e264dp-14, 0x1.611609f49b811p-17, 0x1.05848731a9a05p-20, 0x1.0909112f3cfd4p-24, 0x1.7781e1a39e88fp-29, 0x1.79127faa14eb5p-34, 0x1.0ef18fe3a7677p-39},
+    {0x0p+0, 0x1.70b59ed47d4f6p-7, 0x1.c9c0bb2ecb568p-10, -0x1.8e66d0f1bbd9cp-8, -0x1.eeb27aa647634p-10, 0x1.918f8228c02bbp-10, 0x1.ba47728d8a06bp-11, -0x1.0280c3fd40c58p-15, -0x1.05598a29fe0c9p-13, -0x1.640183e3a850bp-15, -0x1.f69051a589855p-18, -0x1.b798079d7a1d2p-21, -0x1.fd0dbf343ed04p-25, -0x1.9391de8c281dbp-29, -0x1.befd88872d81cp-34, -0x1.5e7703fda9393p-39},
+    {0x1.565bc2d16dcf2p-8, -0x1.1082d3aece00ap-15, -0x1.019daceca0437p-8, -0x1.911db37edf58p-14, 0x1.b52a240d9bbe5p-10, 0x1.c5fcad52d181bp-13, -0x1.813f8759448cdp-12, -0x1.de70a9930f0d7p-14, 0x1.68e6f03a5ef35p-16, 0x1.2cb6efdfe0143p-16, 0x1.22378bb95eff4p-18, 0x1.35a788d13489dp-21, 0x1.a096a1b67b02dp-25, 0x1.754a988c317abp-29, 0x1.cb075a3e15a2cp-34, 0x1.8a8493852132bp-39},
+    {0x0p+0, -0x1.05d67ee017138p-9, 0x1.317e38c7405a5p-12, 0x1.210d85abb69cfp-10, -0x1.6f4ea6607086bp-13, -0x1.74768ae3d82e3p-12, 0x1.3b3496897c259p-16, 0x1.1769e5ff72e3bp-14, 0x1.2d5ac19efe3acp-17, -0x1.42904940cb378p-18, -0x1.09ba941ac0f38p-19, -0x1.6d41c91f52529p-22, -0x1.2427d22a30d1ep-25, -0x1.2b970b2521e2bp-29, -0x1.9c0a70ae314b2p-34, -0x1.85fbc2da9e9d9p-39},
+    {-0x1.c020e3495ec22p-11, 0x1.2e3cf9b6689c6p-13, 0x1.3bf6fb81ed478p-11, -0x1.c1e7e138f3ed4p-13, -0x1.d601ba77fc78cp-13, 0x1.71d26deb4c398p-14, 0x1.b6833aa30e3fbp-15, -0x1.cea1a88aed966p-17, -0x1.1deb51da113a7p-17, 0x1.4cf8ab5d3b52bp-24, 0x1.67e1606ed25efp-21, 0x1.64a8a72c56743p-23, 0x1.5fc75a5825156p-26, 0x1.a423bc65b81f8p-30, 0x1.468d7261be839p-34, 0x1.56d0d3ccb44a9p-39},
+    {0x0p+0, 0x1.2ef2bde42e092p-12, -0x1.ef5810b905fdfp-14, -0x1.061d61b5196f6p-13, 0x1.580eb17082f75p-14, 0x1.b337029abf93cp-16, -0x1.799742fca2ec2p-16, -0x1.0f221feef4a54p-18, 0x1.8be0f7abee3f2p-19, 0x1.7552560deedd5p-21, -0x1.0aae0ee284f33p-23, -0x1.18a4e35759886p-24, -0x1.709a3f312260fp-27, -0x1.0a036f9a1dc63p-30, -0x1.df5c93f7f1d8bp-35, -0x1.1cfb890a7b74ap-39},
+    {0x1.f1abf377895b2p-14, -0x1.2584de3530436p-15, -0x1.26708c0ba2088p-14, 0x1.aede35eeb6f34p-15, 0x1.95b90ae045c5ap-17, -0x1.4ad8f1a9d6555p-16, 0x1.327e6ae5aba91p-21, 0x1.dbf0da9809f07p-19, -0x1.8ccf449ed15d2p-23, -0x1.9043c74fa0f31p-22, -0x1.68ea7c6850eeep-26, 0x1.3f1b58bd32107p-26, 0x1.3cd14f0862d8dp-28, 0x1.1ba988dde3aabp-31, 0x1.29b0294136fc1p-35, 0x1.8f7a47c1e3055p-40},
+    {0x0p+0, 0x1.87ffffffffdebp-2, 0x1.87ffffffffe18p-1, 0x1.25ffffffff9ffp+0, 0x1.87ffffffff99ap+0, 0x1.e9ffffffffb27p+0, 0x1.25ffffffffef3p+1, 0x1.56ffffffffc01p+1, 0x1.88p+1, 0x1.b9p+1, 0x1.e9ffffffff831p+1, 0x1.0d7fffffff831p+2, 0x1.25ffffffff831p+2, 0x1.3e7fffffff831p+2, 0x1.56ffffffff831p+2, 0x1.6f8p+2},
+};
+
+// c and the natural logarithm of 1 / c, error 2^-31.3.
+alignas(64) constexpr float kLogPiecesF[][32] = {
+    {0x1p+0f, 0x1.e9da48p-1f, 0x1.dc53bcp-1f, 0x1.cd6956p-1f, 0x1.c23516p-1f, 0x1.b5091ep-1f, 0x1.aa8c0cp-1f, 0x1.9df0f2p-1f, 0x1.937edcp-1f, 0x1.8a139p-1f, 0x1.818612p-1f, 0x1.788a96p-1f, 0x1.6f4d84p-1f, 0x1.676e0cp-1f, 0x1.607bb6p-1f, 0x1.5975cp-1f, 0x1.513c4ep+0f, 0x1.4ba1eep+0f, 0x1.44e7dcp+0f, 0x1.3e23f8p+0f, 0x1.37d5b6p+0f, 0x1.32037p+0f, 0x1.2c2faap+0f, 0x1.275452p+0f, 0x1.2225e2p+0f, 0x1.1d3496p+0f, 0x1.174568p+0f, 0x1.13ad34p+0f, 0x1.0e8d04p+0f, 0x1.0b1f1cp+0f, 0x1.05860ap+0f, 0x1p+0f},
+    {0x0p+0f, 0x1.6a4p-5f, 0x1.27dp-4f, 0x1.aa2p-4f, 0x1.0768p-3f, 0x1.4438p-3f, 0x1.75f8p-3f, 0x1.b368p-3f, 0x1.e7cp-3f, 0x1.0c1p-2f, 0x1.2288p-2f, 0x1.3aacp-2f, 0x1.541cp-2f, 0x1.6a4cp-2f, 0x1.7e48p-2f, 0x1.92e4p-2f, -0x1.1a38p-2f, -0x1.091p-2f, -0x1.e828p-3f, -0x1.bd1p-3f, -0x1.941p-3f, -0x1.6d78p-3f, -0x1.4618p-3f, -0x1.24bp-3f, -0x1.007p-3f, -0x1.ba8p-4f, -0x1.646p-4f, -0x1.2f5p-4f, -0x1.c4ep-5f, -0x1.5c6p-5f, -0x1.5dcp-6f, 0x0p+0f},
+};
+
+// c and the binary logarithm of 1 / c, error 2^-30.1.
+alignas(64) constexpr float kLog2PiecesF[][32] = {
+    {0x1p+0f, 0x1.e8e3bcp-1f, 0x1.db5b6ep-1f, 0x1.cd9e3p-1f, 0x1.c13ad4p-1f, 0x1.b5be44p-1f, 0x1.a8bc72p-1f, 0x1.9e356ap-1f, 0x1.94c47cp-1f, 0x1.8a615ap-1f, 0x1.819744p-1f, 0x1.789b58p-1f, 0x1.708a72p-1f, 0x1.689b08p-1f, 0x1.608076p-1f, 0x1.58a282p-1f, 0x1.51a73ep+0f, 0x1.4b0176p+0f, 0x1.446c7ep+0f, 0x1.3eaee4p+0f, 0x1.386ea4p+0f, 0x1.3266aap+0f, 0x1.2cdbbep+0f, 0x1.274a8p+0f, 0x1.2291c8p+0f, 0x1.1cd638p+0f, 0x1.17c218p+0f, 0x1.13f19cp+0f, 0x1.0e7db8p+0f, 0x1.0a763ap+0f, 0x1.061eeep+0f, 0x1p+0f},
+    {0x0p+0f, 0x1.10fp-4f, 0x1.b6dp-4f, 0x1.321p-3f, 0x1.827p-3f, 0x1.cef8p-3f, 0x1.140cp-2f, 0x1.392p-2f, 0x1.5b3p-2f, 0x1.8198p-2f, 0x1.a2e4p-2f, 0x1.c5b8p-2f, 0x1.e5b4p-2f, 0x1.02eep-1f, 0x1.13b8p-1f, 0x1.2464p-1f, -0x1.98fcp-2f, -0x1.7b9cp-2f, -0x1.5dfp-2f, -0x1.439p-2f, -0x1.264cp-2f, -0x1.098p-2f, -0x1.dd1p-3f, -0x1.a5ep-3f, -0x1.764p-3f, -0x1.3b6p-3f, -0x1.0638p-3f, -0x1.bb5p-4f, -0x1.456p-4f, -0x1.d96p-5f, -0x1.174p-5f, 0x0p+0f},
+};
+
+// c and the decimal logarithm of 1 / c, error 2^-32.8.
+alignas(64) constexpr float kLog10PiecesF[][32] = {
+    {0x1p+0f, 0x1.e8c796p-1f, 0x1.d80ddp-1f, 0x1.cd124cp-1f, 0x1.c3068p-1f, 0x1.b5f474p-1f, 0x1.a9c1acp-1f, 0x1.9f4464p-1f, 0x1.91cdf6p-1f, 0x1.8d904cp-1f, 0x1.83a572p-1f, 0x1.76c6bp-1f, 0x1.72820ap-1f, 0x1.672d5ep-1f, 0x1.60acb4p-1f, 0x1.59f302p-1f, 0x1.4fb83cp+0f, 0x1.4bf75ep+0f, 0x1.42c9bep+0f, 0x1.3ec978p+0f, 0x1.3a42c6p+0f, 0x1.33ba18p+0f, 0x1.2c7e6p+0f, 0x1.25b81ep+0f, 0x1.20bf14p+0f, 0x1.1c896ap+0f, 0x1.16926ap+0f, 0x1.133c26p+0f, 0x1.107e2p+0f, 0x1.0a9098p+0f, 0x1.0679c2p+0f, 0x1p+0f},
+    {0x0p+0f, 0x1.4a4p-6f, 0x1.21p-5f, 0x1.74cp-5f, 0x1.c32p-5f, 0x1.15ep-4f, 0x1.482p-4f, 0x1.748p-4f, 0x1.af2p-4f, 0x1.c2p-4f, 0x1.eefp-4f, 0x1.158p-3f, 0x1.1fbp-3f, 0x1.3b5p-3f, 0x1.4b9p-3f, 0x1.5cbp-3f, -0x1.e24p-4f, -0x1.ce4p-4f, -0x1.9c6p-4f, -0x1.863p-4f, -0x1.6ccp-4f, -0x1.476p-4f, -0x1.1d1p-4f, -0x1.e9p-5f, -0x1.ac4p-5f, -0x1.78p-5f, -0x1.2cap-5f, -0x1.01cp-5f, -0x1.bc4p-6f, -0x1.1fcp-6f, -0x1.638p-7f, 0x0p+0f},
+};
+
+// (log(1 + r) - r log'(1)) / r^2 to the base of the name, relative error of the log 2^-32.9.
+constexpr float kLogPieceF[] = {
+    -0x1p-1f,
+    0x1.5555bap-2f,
+    -0x1.0007d4p-2f,
+    0x1.8e301p-3f,
+};
+
+// (log(1 + r) - r log'(1)) / r^2 to the base of the name, relative error of the log 2^-31.7.
+constexpr float kLog2PieceF[] = {
+    -0x1.715476p-1f,
+    0x1.ec712ep-2f,
+    -0x1.715fcp-2f,
+    0x1.1f3b54p-2f,
+};
+
+// (log(1 + r) - r log'(1)) / r^2 to the base of the name, relative error of the log 2^-31.1.
+constexpr float kLog10PieceF[] = {
+    -0x1.bcb7b2p-3f,
+    0x1.287acep-3f,
+    -0x1.bcc54ap-4f,
+    0x1.59dc8ap-4f,
+};
+
+// c and the natural logarithm of 1 / c, error 2^-59.1.
+alignas(64) constexpr double kLogPieces[][16] = {
+    {0x1p+0, 0x1.d41d41d4179fap-1, 0x1.bacf914c20492p-1, 0x1.a41a41a743fbcp-1, 0x1.8f9c18f9bc134p-1, 0x1.7d05f41ab6a1ep-1, 0x1.6c16c16c1e159p-1, 0x1.5c9882b933745p-1, 0x1.4e5e0a72f1de2p+0, 0x1.4141414140a47p+0, 0x1.3521cfb2b1c6ap+0, 0x1.29e4129bffda9p+0, 0x1.1f7047de3b32fp+0, 0x1.15b1e5f96b1fdp+0, 0x1.0c9714fdd8d02p+0, 0x1p+0},
+    {0x0p+0, 0x1.6f0d28ae88p-4, 0x1.29552f81eap-3, 0x1.9525a9bfdap-3, 0x1.fb9186d6p-3, 0x1.2e8e2ba647p-2, 0x1.5d1bdbf56cp-2, 0x1.89a3386c0dp-2, -0x1.1178e82283p-2, -0x1.d1037f2652p-3, -0x1.823c1654f4p-3, -0x1.365fcaf1d8p-3, -0x1.da7276571p-4, -0x1.4d3115f0f4p-4, -0x1.894aa1885p-5, 0x0p+0},
+};
+
+// c and the binary logarithm of 1 / c, error 2^-61.4.
+alignas(64) constexpr double kLog2Pieces[][16] = {
+    {0x1p+0, 0x1.d41d41d401f23p-1, 0x1.bacf914deec99p-1, 0x1.a41a41a6259f4p-1, 0x1.8f9c18f7d27fep-1, 0x1.7d05f4179c92dp-1, 0x1.6c16c16a2c2c8p-1, 0x1.5c9882ba7d7f6p-1, 0x1.4e5e0a7371d44p+0, 0x1.414141418849ap+0, 0x1.3521cfb3fba93p+0, 0x1.29e4129dbcf4ep+0, 0x1.1f7047dd438dbp+0, 0x1.15b1e5f7e36p+0, 0x1.0c9714fc09f1p+0, 0x1p+0},
+    {0x0p+0, 0x1.08c588ce54p-3, 0x1.acf5e2cf22p-3, 0x1.24407aa9bp-2, 0x1.6e221ce0f7p-2, 0x1.b47ebf7451p-2, 0x1.f7a8569477p-2, 0x1.1bf311e69c8p-1, -0x1.8a8980ae38p-2, -0x1.4f6fbb2e33p-2, -0x1.169c053c4cp-2, -0x1.bfc67a7aep-3, -0x1.563dc2ac4p-3, -0x1.e0b1ae9b3cp-4, -0x1.1bb32a6534p-4, 0x0p+0},
+};
+
+// c and the decimal logarithm of 1 / c, error 2^-65.2.
+alignas(64) constexpr double kLog10Pieces[][16] = {
+    {0x1p+0, 0x1.d41d41d08d77bp-1, 0x1.bacf915312ff8p-1, 0x1.a41a419e83e4bp-1, 0x1.8f9c18f7b68f4p-1, 0x1.7d05f41782814p-1, 0x1.6c16c165be76p-1, 0x1.5c9882b9df742p-1, 0x1.4e5e0a6e1e002p+0, 0x1.4141413dffa55p+0, 0x1.3521cfb34323bp+0, 0x1.29e4129b2cbf9p+0, 0x1.1f7047da42783p+0, 0x1.15b1e5f9d7c76p+0, 0x1.0c9714ffcfe77p+0, 0x1p+0},
+    {0x0p+0, 0x1.3ed119b57p-5, 0x1.02428c030cp-4, 0x1.5fe804a058p-4, 0x1.b8de4d43ccp-4, 0x1.06cbd67b22p-3, 0x1.2f3b692bdap-3, 0x1.55e8c516f4p-3, -0x1.db11ed5cc4p-4, -0x1.93e7ddfdbcp-4, -0x1.4f7aad9eep-4, -0x1.0d966cb3ecp-4, -0x1.9c197aa898p-5, -0x1.21681b7cd8p-5, -0x1.559bd2aaap-6, 0x0p+0},
+};
+
+// (log(1 + r) - r log'(1)) / r^2 to the base of the name, relative error of the log 2^-59.7.
+constexpr double kLogPiece[] = {
+    -0x1.fffffffffffffp-2,
+    0x1.5555555555568p-2,
+    -0x1.0000000002034p-2,
+    0x1.999999998bf95p-3,
+    -0x1.55555528fb962p-3,
+    0x1.249247ac77273p-3,
+    -0x1.0000b257c95eap-3,
+    0x1.c73542b1268f1p-4,
+    -0x1.9817a69056d8cp-4,
+    0x1.4385fa1f960f3p-4,
+};
+
+// (log(1 + r) - r log'(1)) / r^2 to the base of the name, relative error of the log 2^-58.5.
+constexpr double kLog2Piece[] = {
+    -0x1.71547652b82fep-1,
+    0x1.ec709dc3a0418p-2,
+    -0x1.71547652bb174p-2,
+    0x1.2776c50eefebap-2,
+    -0x1.ec709d83a4415p-3,
+    0x1.a617608912bafp-3,
+    -0x1.7155779e18ad7p-3,
+    0x1.485cfa806f02bp-3,
+    -0x1.26605dbbbc411p-3,
+    0x1.d2bedb05e4a29p-4,
+};
+
+// (log(1 + r) - r log'(1)) / r^2 to the base of the name, relative error of the log 2^-58.8.
+constexpr double kLog10Piece[] = {
+    -0x1.bcb7b1526e50ep-3,
+    0x1.287a7636f436fp-3,
+    -0x1.bcb7b15271dp-4,
+    0x1.63c627751937ap-4,
+    -0x1.287a76106e78bp-4,
+    0x1.fc3fa387b36dbp-5,
+    -0x1.bcb8e722a7da1p-5,
+    0x1.8b63810628ebap-5,
+    -0x1.6276ec3b14b32p-5,
+    0x1.19024156318d3p-5,
+};
+
+// (e^r - 1 - r) / r^2, |r| <= ln(2)/32, error of e^r 2^-56.2.
+constexpr double kExpPiece[] = {
+    0x1.0000000000005p-1,
+    0x1.555555548efcp-3,
+    0x1.555555545e47dp-5,
+    0x1.11123b23254d1p-7,
+    0x1.6c185e65367e2p-10,
+};
 
 } // namespace inplace_ext::tables

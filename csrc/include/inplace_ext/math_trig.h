@@ -82,8 +82,8 @@ IE_INLINE Vec<float> sin_or_cos_any(Vec<float> x) {
     return sin_or_cos_wide<Cosine>(x);
   } else {
     const Vec<float> r = sin_or_cos<Cosine>(x);
-    const auto near = abs(x) < Vec<float>(trig<float>::kLimit);
-    return __builtin_expect(all(near), 1) ? r : select(near, r, sin_or_cos_wide<Cosine>(x));
+    const Vec<float> a = abs(x), limit(trig<float>::kLimit);
+    return __builtin_expect(all_less(a, limit), 1) ? r : select(a < limit, r, sin_or_cos_wide<Cosine>(x));
   }
 }
 template <bool Cosine>
@@ -93,8 +93,8 @@ IE_INLINE Vec<double> sin_or_cos_any(Vec<double> x) {
     return map_lanes(f, x);
   } else {
     const Vec<double> r = sin_or_cos<Cosine>(x);
-    const auto near = abs(x) < Vec<double>(trig<double>::kLimit);
-    return __builtin_expect(all(near), 1) ? r : select(near, r, map_lanes(f, x));
+    const Vec<double> a = abs(x), limit(trig<double>::kLimit);
+    return __builtin_expect(all_less(a, limit), 1) ? r : select(a < limit, r, map_lanes(f, x));
   }
 }
 

@@ -75,7 +75,7 @@ using LoopFn = void (*)(void* x, const void* b, const void* c, const Scalar* sca
 enum LoopVariant { kTensorOperands = 0, kScalarB = 1, kScalarC = 2, kLoopVariants = 4 };
 
 // What a CPU kernel library exports, one library per instruction set.
-constexpr uint32_t kAbiVersion = 2;
+constexpr uint32_t kAbiVersion = 3;
 struct CpuKernels {
   uint32_t abi;
   int vector_bytes;
@@ -84,9 +84,10 @@ struct CpuKernels {
   const LoopFn (*loop)[kDTypes][kLoopVariants];
   // Runs elements [begin, end) of the space; ranges that do not meet may run concurrently.
   Path (*run)(const Program&, const Space&, int64_t begin, int64_t end);
-  // Contiguous forms of the moves.
-  void (*fill)(void* x, DType dtype, Scalar value, int64_t n);
-  void (*convert)(void* dst, DType dst_dtype, const void* src, DType src_dtype, int64_t n);
+  // Contiguous forms of the moves; if `stream`, where the types allow it, with stores that go past the
+  // caches.
+  void (*fill)(void* x, DType dtype, Scalar value, int64_t n, bool stream);
+  void (*convert)(void* dst, DType dst_dtype, const void* src, DType src_dtype, int64_t n, bool stream);
   // True if an array of the integer type holds a zero: asked before a division writes anything.
   bool (*contains_zero)(const void* x, DType dtype, int64_t n);
 };
