@@ -166,10 +166,6 @@ def generate():
         [f"2^f, |f| <= 1/2, degree 6, relative error {bits(e)}: for float results only."],
     )
 
-    c = fit(lambda f: mpf(2) ** f, 5, lambda f: mpf(2) ** -f, -h, h, to_float)
-    e = error(c, lambda f: mpf(2) ** f, -h, h)
-    array("kExp2ForHalf", "float", c, [f"The same for results of 16 bits, degree 4, relative error {bits(e)}."])
-
     top = mpf(1) / 16
     c = fit(lambda f: mpf(2) ** f, 4, lambda f: mpf(2) ** -f, mpf(0), top, to_double)
     e = error(c, lambda f: mpf(2) ** f, mpf(0), top)
@@ -432,7 +428,6 @@ def hyperbolic_and_error(array, scalar):
     # P(X > a) of a normal X is e^(-a^2/2) u Q(u) with u = k / (k + a). For float Q is written in 1 / (k + a)
     # itself; for double about a point in the middle, where the terms do not cancel.
     for suffix, ctype, k, top, count, middle, rounder in (
-        ("ForHalf", "float", mpf(3), mpf("14.6"), 7, mpf(0), to_float),
         ("ForFloat", "double", mpf(4), mpf("14.6"), 10, mpf(0), to_double),
         ("", "double", mpf(3), mpf(39), 24, mpf("0.5625"), to_double),
     ):
@@ -500,7 +495,7 @@ def pieces_for_lookup(array, add):
             return (f(center + d) - at_center) / d
 
         def weight(d):
-            return (abs(d) + (hi - lo) / 100) / abs(f(center + d) if center else d + tiny)
+            return (abs(d) + (hi - lo) / 100) / abs(f(center + d))
 
         c, _ = remez(part, powers, weight, mpf(lo), mpf(hi), points=400)
         return [mpf(rounder(v)) for v in c]
@@ -599,6 +594,67 @@ def pieces_for_lookup(array, add):
         [
             "erf a about centers near 49/128 i, the last row; in the first piece erf a - a, odd. Relative error",
             f"{bits(largest)}.",
+        ],
+    )
+
+    # P(X <= x) of a normal X in pieces of 5/16, row n modulo 32 about 5/16 n, -14 <= n <= 17.
+    step, degree = mpf(5) / 16, 7
+    coefficients, largest = [[mpf(0)] * 32 for _ in range(degree + 2)], mpf(0)
+    for n in range(-14, 18):
+        unit = mpf(2) ** (mp.floor(mp.log(abs(n) * step, 2)) - 23) if n else mpf(0)
+        center = nearest(
+            n * step,
+            lambda m, u=unit: ((m - k * u if m > 0 else m + k * u) for k in range(500 if u else 1)),
+            mp.ncdf,
+            to_float,
+        )
+        half = step / 2 * mpf("1.001")
+        c = [mpf(to_float(mp.ncdf(center))), *piece(mp.ncdf, center, range(degree), -half, half, to_float)]
+        xs = [n * step + half * i / 100 for i in range(-100, 101)]
+        largest = max(
+            largest,
+            *(abs(sum(ci * (x - center) ** i for i, ci in enumerate(c)) / mp.ncdf(x) - 1) for x in xs),
+        )
+        for k, v in enumerate([*c, center]):
+            coefficients[k][n % 32] = v
+    rows(
+        "kNormalPiecesF",
+        "float",
+        coefficients,
+        [
+            "P(X <= x) of a normal X about centers near 5/16 n, the last row, -14 <= n <= 17 in row n modulo 32;",
+            f"relative error {bits(largest)}.",
+        ],
+    )
+
+    # e^(a^2/2) P(X > a) in sixteenths of octaves from 4 to 16, by the bits of a from 19 upwards modulo 32.
+    degree = 4
+    coefficients, largest = [[mpf(0)] * 32 for _ in range(degree + 2)], mpf(0)
+
+    def mills(a):
+        return mp.exp(a * a / 2) * mp.erfc(a / mp.sqrt(2)) / 2
+
+    for i in range(32):
+        width = mpf(1) / 4 if i < 16 else mpf(1) / 2
+        low = 4 + i * width if i < 16 else 8 + (i - 16) * width
+        unit = mpf(2) ** ((2 if i < 16 else 3) - 23)
+        center = nearest(
+            low + width / 2, lambda m, u=unit: (m + k * u for k in range(-500, 501)), mills, to_float
+        )
+        c = [
+            mpf(to_float(mills(center))),
+            *piece(mills, center, range(degree), low - center, low + width - center, to_float),
+        ]
+        largest = max(largest, worst(mills, center, c, low - center, low + width - center))
+        for k, v in enumerate([*c, center]):
+            coefficients[k][(i + 16) % 32] = v
+    rows(
+        "kMillsPiecesF",
+        "float",
+        coefficients,
+        [
+            "e^(a^2/2) P(X > a) in sixteenths of octaves from 4 on about the centers in the last row, in the row",
+            f"that the bits from 19 upwards give modulo 32; relative error {bits(largest)}.",
         ],
     )
 

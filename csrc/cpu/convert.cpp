@@ -163,20 +163,31 @@ void stream_copy(char* dst, const char* src, int64_t bytes) {
 #endif
 
 template <class T>
-void fill_with(void* x, T value, int64_t n, bool stream) {
+void fill_with(void* x, T value, int64_t n, bool past_caches) {
+  using V = Vec<T>;
   T* p = static_cast<T*>(x);
-#if defined(__SSE2__)
+  T* const end = p + n;
   // Elements lie at multiples of their size, so the pattern fits at any aligned address.
-  if (stream && reinterpret_cast<uintptr_t>(p) % sizeof(T) == 0) {
-    while (n > 0 && reinterpret_cast<uintptr_t>(p) % sizeof(Wide) != 0) *p++ = value, --n;
-    T pattern[sizeof(Wide) / sizeof(T)];
-    for (T& element : pattern) element = value;
-    stream_fill(reinterpret_cast<char*>(p), reinterpret_cast<const char*>(pattern), n * sizeof(T));
+  if (n < V::N || reinterpret_cast<uintptr_t>(p) % sizeof(T) != 0) {
+    for (int64_t i = 0; i < n; ++i) p[i] = value;
+    return;
+  }
+  const V v(value);
+  v.store(p);
+  p += V::N - reinterpret_cast<uintptr_t>(p) % kVectorBytes / sizeof(T);
+#if defined(__SSE2__)
+  if (past_caches && p < end) {
+    stream_fill(reinterpret_cast<char*>(p), reinterpret_cast<const char*>(&v), (end - p) * sizeof(T));
     return;
   }
 #endif
-  (void)stream;
-  for (int64_t i = 0; i < n; ++i) p[i] = value;
+  (void)past_caches;
+  // A store across two lines of the cache takes twice as long.
+  for (; p + 4 * V::N <= end; p += 4 * V::N) {
+    v.store(p), v.store(p + V::N), v.store(p + 2 * V::N), v.store(p + 3 * V::N);
+  }
+  for (; p + V::N <= end; p += V::N) v.store(p);
+  v.store(end - V::N);
 }
 
 // Elements looked at between two decisions whether to go on.

@@ -36,8 +36,8 @@ const Tables& kernel_tables() {
 namespace {
 
 // Rows shorter than this are not worth a call each: pieces then span rows, through staging where needed. A
-// row that needs staging anyway must be longer to be worth a piece of its own.
-constexpr int64_t kShortRow = 8, kShortStagedRow = 64;
+// row that needs staging anyway, or a number of its own, must be longer to be worth a piece of its own.
+constexpr int64_t kShortRow = 8, kShortStagedRow = 64, kShortNumberedRow = 48;
 // The longest row that is repeated in a buffer.
 constexpr int64_t kMaxPeriod = 128;
 // The block in which a transposed tensor is turned: kBlockRows elements fill at least half a cache line.
@@ -69,7 +69,12 @@ void gather(char* dst, const Patch& from) {
     if (from.column_stride == 0) {
       T value;
       std::memcpy(&value, p, sizeof(T));
-      for (int64_t c = 0; c < from.columns; ++c) out[c] = value;
+      // In whole vectors as long as the rows to come write over what is too much.
+      int64_t c = 0;
+      const Vec<T> v(value);
+      const bool room = (from.rows - r - 1) * from.columns >= Vec<T>::N;
+      for (; room && c < from.columns; c += Vec<T>::N) v.store(out + c);
+      for (; c < from.columns; ++c) out[c] = value;
     } else {
 #pragma GCC unroll 4
       for (int64_t c = 0; c < from.columns; ++c, p += from.column_stride) std::memcpy(out + c, p, sizeof(T));
@@ -317,7 +322,7 @@ class Executor {
   // Decides how the space is cut into pieces, and with that how each tensor is read on a piece.
   void cut() {
     plain_ = true;
-    bool repeats = true, converts = false, strides = false;
+    bool repeats = true, converts = false, strides = false, numbers = false;
     blocked_ = false;
     for (int t = 0; t < space_.tensors; ++t) {
       Slot& s = slot_[t];
@@ -329,14 +334,19 @@ class Executor {
       plain_ &= simple && !s.converted;
       repeats &= simple || s.period > 0;
       converts |= s.converted && !s.constant;
+      numbers |= !simple && s.arg->stride[0] == 0;
       strides |= !simple && s.arg->stride[0] != 0 && s.arg->stride[0] != s.item;
       blocked_ |=
           space_.dims > 1 && !simple && is_transposed(s) && space_.size[0] >= 4 && space_.size[1] >= 4;
     }
     const int64_t row = space_.dims > 0 ? space_.size[0] : 1;
-    const bool worth_a_call = row >= (converts || strides || !single_ ? kShortStagedRow : kShortRow);
+    chunk_rows_ = space_.dims > 1 ? kChunk / row : 0;
+    chunk_rest_ = kChunk - chunk_rows_ * row;
+    const bool worth_a_call = row >= (converts || strides || !single_ ? kShortStagedRow
+                                      : numbers                       ? kShortNumberedRow
+                                                                      : kShortRow);
     by_row_ = !plain_ && (blocked_ || space_.dims == 1 || (!repeats && worth_a_call));
-    staged_ = false;
+    staged_ = gathers_ = false;
     for (int t = 0; t < space_.tensors; ++t) {
       Slot& s = slot_[t];
       if (!s.used) continue;
@@ -348,6 +358,7 @@ class Executor {
       } else {
         s.kind = !s.converted && (s.linear || inner == s.item) ? Kind::direct : Kind::staged;
       }
+      gathers_ |= s.kind == Kind::staged && !s.linear;
       staged_ |= s.kind == Kind::staged || s.kind == Kind::periodic;
     }
   }
@@ -471,6 +482,21 @@ class Executor {
       i /= space_.size[d];
     }
   }
+  // A chunk further: a division for each dim would be felt.
+  void next_chunk(int64_t* index) const {
+    index[0] += chunk_rest_;
+    if (space_.dims == 1) return;
+    index[1] += chunk_rows_;
+    for (int d = 0; d + 1 < space_.dims; ++d) {
+      if (index[d] < space_.size[d]) {
+        if (d > 0) return;
+        continue;
+      }
+      const int64_t carry = index[d] < 2 * space_.size[d] ? 1 : index[d] / space_.size[d];
+      index[d] -= carry * space_.size[d];
+      index[d + 1] += carry;
+    }
+  }
   char* address(const Slot& s, const int64_t* index) const {
     int64_t offset = 0;
     for (int d = 0; d < space_.dims; ++d) offset += index[d] * s.arg->stride[d];
@@ -491,16 +517,16 @@ class Executor {
         return;
       }
       for (int64_t i = begin; i < end; i += kChunk) {
-        if (i > begin) seek(i, index);
+        if (i > begin && gathers_) next_chunk(index);
         piece(base, min(kChunk, end - i), index, i - begin, i);
       }
       return;
     }
     for (int64_t i = begin; i < end;) {
-      if (single_ && !staged_ && index[0] == 0 && space_.dims > 1) {
+      if (!pipeline_ && !staged_ && index[0] == 0 && space_.dims > 1) {
         const int64_t rows = min((end - i) / space_.size[0], space_.size[1] - index[1]);
         if (rows > 0) {
-          single_rows(base, rows);
+          single_ ? single_rows(base, rows) : move_rows(base, rows);
           index[1] += rows - 1;
           for (int t = 0; t < space_.tensors; ++t) {
             if (slot_[t].used) base[t] += (rows - 1) * slot_[t].arg->stride[1];
@@ -540,6 +566,7 @@ class Executor {
   // n elements that begin `done` elements after `base`; across rows, at coordinate `index` and linear index
   // i.
   void piece(char* const* base, int64_t n, const int64_t* index, int64_t done, int64_t i) {
+    if (move_ && move_piece(base, n, index, done)) return;
     char* ptr[kMaxTensors];
     for (int t = 0; t < space_.tensors; ++t) {
       if (slot_[t].used) ptr[t] = reach(t, base[t], n, index, done, i);
@@ -549,12 +576,33 @@ class Executor {
       if (slot_[t].used) put_back(t, base[t], n, index, done);
     }
   }
+  // A move between an array and elements that are not one needs no buffer between them.
+  bool move_piece(char* const* base, int64_t n, const int64_t* index, int64_t done) {
+    if (program_.stage[0].b_kind != Operand::tensor) return false;
+    const int from = program_.stage[0].b, to = program_.stage[1].b;
+    const Slot &source = slot_[from], &dst = slot_[to];
+    if (source.want != dst.want) return false;
+    if (source.kind == Kind::staged && dst.kind == Kind::direct) {
+      fill_from(source, base[to] + done * dst.item, base[from], n, index, done);
+    } else if (source.kind == Kind::direct && dst.kind == Kind::staged) {
+      drain_to(dst, base[to], base[from] + done * source.item, n, index, done);
+    } else {
+      return false;
+    }
+    return true;
+  }
   // Where the arithmetic finds the elements of tensor t.
   char* reach(int t, char* base, int64_t n, const int64_t* index, int64_t done, int64_t i) {
     const Slot& s = slot_[t];
     switch (s.kind) {
-      case Kind::direct:
-        return base + done * s.item;
+      case Kind::direct: {
+        // The memory of the next piece comes while this one fills buffers.
+        char* const here = base + done * s.item;
+        if (gathers_) {
+          for (int64_t line = 0; line < n * s.item; line += 64) __builtin_prefetch(here + n * s.item + line);
+        }
+        return here;
+      }
       case Kind::splat:
         // The single loop takes it as a number; a chain reads it from a buffer, filled once a row: the first
         // piece of a row is the longest.
@@ -780,6 +828,27 @@ class Executor {
       convert(out, dst.want, ptr[source.b], slot_[source.b].want, n);
     }
   }
+  // Whole rows along dim 1 with nothing staged.
+  void move_rows(char* const* base, int64_t rows) {
+    const Stage& source = program_.stage[0];
+    const int to = program_.stage[1].b, from = source.b;
+    const Slot &dst = slot_[to], &src = slot_[from];
+    const bool copies = source.b_kind == Operand::tensor && src.kind != Kind::splat && src.want == dst.want;
+    const int64_t bytes = space_.size[0] * dst.want_item, to_step = dst.arg->stride[1];
+    const int64_t from_step = source.b_kind == Operand::tensor ? src.arg->stride[1] : 0;
+    char* ptr[kMaxTensors];
+    ptr[to] = base[to];
+    if (source.b_kind == Operand::tensor) ptr[from] = base[from];
+    for (int64_t r = 0; r < rows; ++r) {
+      if (copies) {
+        std::memcpy(ptr[to], ptr[from], bytes);
+      } else {
+        compute_move(ptr, space_.size[0]);
+      }
+      ptr[to] += to_step;
+      if (source.b_kind == Operand::tensor) ptr[from] += from_step;
+    }
+  }
   void compute_program(char* const* ptr, int64_t n) {
     for (int t = 0; t < space_.tensors; ++t) tile_state_.ptr[t] = slot_[t].used ? ptr[t] : nullptr;
     const int64_t tiles = n / tile_;
@@ -807,10 +876,12 @@ class Executor {
   const Space& space_;
   Slot slot_[kMaxTensors];
   bool single_ = false, move_ = false, pipeline_ = false;
-  bool plain_ = false;   // every tensor is an array over the whole space, or one element
-  bool by_row_ = false;  // pieces do not cross rows
-  bool staged_ = false;  // some tensor is read through a buffer
-  bool blocked_ = false; // some tensor is laid out across the rows
+  bool plain_ = false;                      // every tensor is an array over the whole space, or one element
+  bool by_row_ = false;                     // pieces do not cross rows
+  bool staged_ = false;                     // some tensor is read through a buffer
+  bool gathers_ = false;                    // and some of them not from an array
+  int64_t chunk_rows_ = 0, chunk_rest_ = 0; // a chunk in whole rows and elements
+  bool blocked_ = false;                    // some tensor is laid out across the rows
   Path path_ = Path::loop;
   DType dtype_ = DType::f32;
   // A chain, ready to run.

@@ -26,12 +26,9 @@ constexpr bool has_loop(Types types) {
   return types != Types::kUInt8 && has_form(types, compute_dtype(storage_traits<S>::dtype));
 }
 
-// S is the storage type of the result.
-template <class Functor, Form F, class S, class V>
+template <class Functor, Form F, class V>
 IE_INLINE V apply(V a, V b, V c, V d) {
-  if constexpr (is_half_v<S> && requires { Functor::apply_for_half(a); }) {
-    return Functor::apply_for_half(a);
-  } else if constexpr (takes_third(F)) {
+  if constexpr (takes_third(F)) {
     return Functor::apply(a, b, c, d);
   } else if constexpr (operands_of(F) == 0) {
     return Functor::apply(a);
@@ -136,7 +133,7 @@ void loop(void* x_, const void* b_, const void* c_, const Scalar* scalar, int64_
     for (int i = 0; i < G::kVectors; ++i) gc.v[i] = V(scalar_as<C>(scalar[1]));
   }
   const auto step = [&](G g) __attribute__((always_inline)) {
-    for (int i = 0; i < G::kVectors; ++i) g.v[i] = apply<Functor, F, S>(g.v[i], gb.v[i], gc.v[i], d);
+    for (int i = 0; i < G::kVectors; ++i) g.v[i] = apply<Functor, F>(g.v[i], gb.v[i], gc.v[i], d);
     return g;
   };
 
@@ -306,7 +303,7 @@ void stage_op(IE_STAGE_PARAMS) {
   const auto step = [&](V a, int i) __attribute__((always_inline)) {
     if constexpr (kOperands >= 1 && !ScalarB) vb = V::load(pb + i * kVectorBytes);
     if constexpr (kOperands >= 2 && !ScalarC) vc = V::load(pc + i * kVectorBytes);
-    return apply<Functor, F, C>(a, vb, vc, vd);
+    return apply<Functor, F>(a, vb, vc, vd);
   };
   if constexpr (Cost <= 2) {
     v0 = step(v0, 0), v1 = step(v1, 1), v2 = step(v2, 2), v3 = step(v3, 3);

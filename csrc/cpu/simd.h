@@ -155,6 +155,15 @@ template <class T>
 IE_INLINE Vec<T> operator/(Vec<T> a, Vec<T> b) {
   return a.v / b.v;
 }
+#if defined(INPLACE_EXT_AVX512)
+// In halves: the divider of 64-byte registers was 7% slower than twice that of 32-byte ones (Intel).
+template <>
+IE_INLINE Vec<double> operator/(Vec<double> a, Vec<double> b) {
+  const __m256d low = _mm256_div_pd(_mm512_castpd512_pd256(a.v), _mm512_castpd512_pd256(b.v));
+  const __m256d high = _mm256_div_pd(_mm512_extractf64x4_pd(a.v, 1), _mm512_extractf64x4_pd(b.v, 1));
+  return _mm512_insertf64x4(_mm512_castpd256_pd512(low), high, 1);
+}
+#endif
 template <class T>
 IE_INLINE Vec<T> operator-(Vec<T> a) {
   return -a.v;

@@ -33,25 +33,24 @@ using namespace inplace_ext;
 
 // Functions of one argument: X(name, bound for float, bound for double, reference, ordinary range). The
 // bounds are in ulp, and a little above what is measured; the comments in the headers quote that.
-#define MATH_ULP_UNARY(X)                                                                       \
-  X(square_root, 0.5, 0.5, std::sqrt(x), 0, 100)                                                \
+#define MATH_ULP_UNARY(X)                                                                        \
   X(exp, 1.0, 1.25, std::exp(x), -104, 89)                                                       \
-  X(exp2, 1.5, 2.0, std::exp2(x), -150, 128)                                                    \
-  X(expm1, 2.0, 2.0, std::expm1(x), -20, 89)                                                    \
-  X(log, 1.5, 1.5, std::log(x), 0, 100)                                                         \
-  X(log2, 2.0, 2.0, std::log2(x), 0, 100)                                                       \
-  X(log10, 2.0, 2.0, std::log10(x), 0, 100)                                                     \
-  X(log1p, 1.75, 1.75, std::log1p(x), -1, 100)                                                  \
-  X(sin, 1.75, 1.75, std::sin(x), -100, 100)                                                    \
-  X(cos, 1.75, 1.75, std::cos(x), -100, 100)                                                    \
-  X(tanh, 1.75, 1.75, std::tanh(x), -10, 10)                                                    \
-  X(sigmoid, 1.75, 2.0, 1 / (1 + std::exp(-x)), -100, 20)                                       \
-  X(erf, 1.5, 1.75, std::erf(x), -4, 4)                                                         \
-  X(silu, 1.75, 1.75, x / (1 + std::exp(-x)), -100, 20)                                         \
-  X(mish, 1.0, 1.75, x* std::tanh(std::log1p(std::exp(x))), -100, 20)                           \
-  X(softplus, 1.0, 2.0, x > 20 ? x : std::log1p(std::exp(x)), -100, 30)                         \
-  X(gelu, 1.0, 2.0, x > 100 ? x : x * (std::erfc(-x / std::sqrt(decltype(x)(2))) / 2), -15, 15) \
-  X(gelu_tanh, 1.0, 1.75,                                                                       \
+  X(exp2, 1.5, 2.0, std::exp2(x), -150, 128)                                                     \
+  X(expm1, 2.0, 2.0, std::expm1(x), -20, 89)                                                     \
+  X(log, 1.5, 1.5, std::log(x), 0, 100)                                                          \
+  X(log2, 2.0, 2.0, std::log2(x), 0, 100)                                                        \
+  X(log10, 2.0, 2.0, std::log10(x), 0, 100)                                                      \
+  X(log1p, 1.75, 1.75, std::log1p(x), -1, 100)                                                   \
+  X(sin, 1.75, 1.75, std::sin(x), -100, 100)                                                     \
+  X(cos, 1.75, 1.75, std::cos(x), -100, 100)                                                     \
+  X(tanh, 1.75, 1.75, std::tanh(x), -10, 10)                                                     \
+  X(sigmoid, 1.75, 2.0, 1 / (1 + std::exp(-x)), -100, 20)                                        \
+  X(erf, 1.5, 1.75, std::erf(x), -4, 4)                                                          \
+  X(silu, 1.75, 1.75, x / (1 + std::exp(-x)), -100, 20)                                          \
+  X(mish, 1.0, 1.75, x* std::tanh(std::log1p(std::exp(x))), -100, 20)                            \
+  X(softplus, 1.0, 2.0, x > 20 ? x : std::log1p(std::exp(x)), -100, 30)                          \
+  X(gelu, 1.75, 2.0, x > 100 ? x : x * (std::erfc(-x / std::sqrt(decltype(x)(2))) / 2), -15, 15) \
+  X(gelu_tanh, 1.0, 1.75,                                                                        \
     x / (1 + std::exp(-kGelu<decltype(x)> * (x + decltype(x)(0.044715L) * x * x * x))), -10, 10)
 
 template <class W>
@@ -497,6 +496,85 @@ void test_fmod(uint64_t n) {
   });
 }
 
+// A root and its inverse are exact to the bit: every float, and for double the numbers whose roots lie
+// nearest to the middle between two numbers, found as the roots of small numbers modulo a power of two.
+struct SquareRoot {
+  template <class V>
+  IE_INLINE V operator()(V x, V) const {
+    return square_root(x);
+  }
+};
+struct InverseSquareRoot {
+  template <class V>
+  IE_INLINE V operator()(V x, V) const {
+    return inverse_square_root(x);
+  }
+};
+template <class T>
+double same_bits(T got, T want) {
+  if (got != got && want != want) return 0;
+  return to_bits(got) == to_bits(want) ? 0 : std::numeric_limits<double>::infinity();
+}
+void test_roots(bool quick) {
+  alignas(64) static float x[kBatch], out[kBatch];
+  Worst<float> root, inverse;
+  const uint64_t step = quick ? 1009 : 1;
+  for (uint64_t start = 0; start < uint64_t(1) << 32; start += kBatch * step) {
+    for (int i = 0; i < kBatch; ++i) x[i] = from_bits<float>(static_cast<uint32_t>(start + i * step));
+    apply<float>(SquareRoot(), x, x, out);
+    for (int i = 0; i < kBatch; ++i) root.add(same_bits(out[i], std::sqrt(x[i])), x[i]);
+    apply<float>(InverseSquareRoot(), x, x, out);
+    for (int i = 0; i < kBatch; ++i) inverse.add(same_bits(out[i], 1 / std::sqrt(x[i])), x[i]);
+  }
+  const char* const inputs = quick ? "every 1009th number" : "every number";
+  report("sqrt", inputs, root, 0);
+  report("rsqrt", inputs, inverse, 0);
+
+  // m^2 = r modulo 2^n, bit by bit; then a = (m^2 - r) / 2^n has a root next to m / 2^(n/2), halfway between
+  // two numbers of 53 bits.
+  using Wide = unsigned __int128;
+  std::vector<double> hard;
+  const auto add = [&](uint64_t m, int64_t r, int n) {
+    const Wide square = Wide(m) * m - Wide(__int128(r));
+    const uint64_t a = static_cast<uint64_t>(square >> n);
+    if (m >> 53 != 1 || (Wide(a) << n) != square || a >> 52 != 1) return;
+    hard.push_back(std::ldexp(static_cast<double>(a), n % 2));
+  };
+  for (int64_t r = -8 * 4000 + 1; r < 8 * 4000; r += 8) {
+    for (const int n : {54, 55}) {
+      uint64_t m = 1;
+      for (int k = 3; k < n; ++k) {
+        if ((m * m - static_cast<uint64_t>(r)) >> k & 1) m += uint64_t(1) << (k - 1);
+      }
+      const uint64_t modulus = uint64_t(1) << n, half = modulus / 2;
+      for (const uint64_t s : {m, modulus - m, m + half, modulus - m + half}) {
+        add(s % modulus, r, n);
+        add(s % modulus + modulus, r, n);
+      }
+    }
+  }
+  size_t next = 0;
+  const auto compare = [&](const char* name, const char* what, auto f, uint64_t n, auto draw, auto want) {
+    const auto error = [&](double got, double a, double) { return same_bits(got, want(a)); };
+    report(name, what, sample<double>(f, n, draw, error), 0);
+  };
+  const auto root_of = [](double a) { return std::sqrt(a); };
+  const auto inverse_of = [](double a) { return 1 / std::sqrt(a); };
+  const auto hardest = [&](Random&, double& a, double&) { a = hard[next++ % hard.size()]; };
+  const auto any = [](Random& r, double& a, double&) { a = any_number<double>(r); };
+  // Roots whose mantissa is all ones, or nearly.
+  const auto ones = [](Random& r, double& a, double&) {
+    a = std::ldexp(4 - std::ldexp(static_cast<double>(1 + r.below(8)), -51), 2 * r.below(500) - 500);
+  };
+  const uint64_t n = quick ? 40'000 : 40'000'000;
+  compare("sqrt", "roots halfway", SquareRoot(), hard.size(), hardest, root_of);
+  compare("rsqrt", "roots halfway", InverseSquareRoot(), hard.size(), hardest, inverse_of);
+  compare("sqrt", "any bits", SquareRoot(), n, any, root_of);
+  compare("rsqrt", "any bits", InverseSquareRoot(), n, any, inverse_of);
+  compare("sqrt", "roots of ones", SquareRoot(), 40'000, ones, root_of);
+  compare("rsqrt", "roots of ones", InverseSquareRoot(), 40'000, ones, inverse_of);
+}
+
 template <class T, class F>
 void time_one(const char* name, F f, double xlo, double xhi, double ylo, double yhi) {
   static T x[kBatch], y[kBatch], out[kBatch];
@@ -522,6 +600,8 @@ void time_all() {
 #define MATH_ULP_TIME(NAME, ...) time_one<T>(#NAME, Unary<k_##NAME>(), 0.1, 4, 0, 0);
   MATH_ULP_UNARY(MATH_ULP_TIME)
 #undef MATH_ULP_TIME
+  time_one<T>("sqrt", SquareRoot(), 0.1, 4, 0, 0);
+  time_one<T>("rsqrt", InverseSquareRoot(), 0.1, 4, 0, 0);
   time_one<T>("pow", Pow(), 0.1, 4, 0.5, 2.5);
   time_one<T>("pow, y = 1.5", Pow(), 0.1, 4, 1.5, 1.5);
   time_one<T>("pow, x of both signs, y = 3", Pow(), -4, 4, 3, 3);
@@ -567,5 +647,6 @@ int main(int argc, char** argv) {
   test_pow<double>(quick ? 200'000 : 8'000'000, kBounds.pow_double);
   test_fmod<float>(quick ? 200'000 : 32'000'000);
   test_fmod<double>(quick ? 200'000 : 32'000'000);
+  test_roots(quick);
   return failed;
 }

@@ -134,20 +134,9 @@ IE_UNARY(Sigmoid, sigmoid(a))
 IE_UNARY(Erf, erf(a))
 IE_UNARY(Silu, silu(a))
 IE_UNARY(Mish, mish(a))
+IE_UNARY(Gelu, gelu(a))
 IE_UNARY(GeluTanh, gelu_tanh(a))
 #undef IE_UNARY
-// Where results of 16 bits need far less than those of 32, there is a form for them.
-struct Gelu {
-  template <class V>
-  static V apply(V a) {
-    return gelu(a);
-  }
-  template <class V>
-  static V apply_for_half(V a) {
-    return gelu_for_half(a);
-  }
-};
-
 // Those that only touch the sign have a form on the bits of 16-bit floats.
 struct Neg {
   template <class V>

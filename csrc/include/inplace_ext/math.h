@@ -181,7 +181,7 @@ struct Power {
     r = fma(e.n, Vec<double>(-tables::kLn2Lo), r);
     if (kind == kAny) r.v = _mm512_range_pd(r.v, _mm512_set1_pd(1), 0x02); // the smaller magnitude; 1 for NaN
     const Vec<double> top = lookup(tables::kExp2Sixteenths, index);
-    const Vec<double> first = kind == kAny ? r : r + lookup(tables::kExp2SixteenthsLow, index);
+    const Vec<double> first = kind == kExact ? r + lookup(tables::kExp2SixteenthsLow, index) : r;
     p = fma(top, fma(r * r, polynomial<0>(r, tables::kExpPiece), first), top);
   }
 };

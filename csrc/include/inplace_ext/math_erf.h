@@ -70,31 +70,55 @@ IE_INLINE Vec<T> erf(Vec<T> x) {
   return select(a < Vec<T>(N::kJoin), near, copysign(far, x));
 }
 
-// x P(X <= x) for normal X. With a = |x|: P(X > a) = e^(-a^2/2) u Q(u), u = k / (k + a). NaN for -inf.
+#if defined(INPLACE_EXT_AVX512)
+namespace math {
+
+// x P(X <= x) for x <= -4: x e^(-a^2/2) Q(a) with a = -x and Q in pieces; what a^2 loses goes into the
+// exponent, which is applied last, so that a small result keeps its bits.
+__attribute__((noinline)) inline Vec<float> gelu_tail(Vec<float> x) {
+  using V = Vec<float>;
+  constexpr const auto& kPieces = tables::kMillsPiecesF;
+  const V a = min(V(14.6f), max(V(4.f), -x)), half = a * V(-0.5f), square = half * a;
+  Reduced<float> r(square);
+  r.low = r.low + fma(half, a, -square);
+  const Vec<int32_t> index = bitcast<int32_t>(a) >> 19;
+  const V q = piece(a - lookup(kPieces[5], index), index, kPieces, 4);
+  const V product = -a * q, product_low = fma(-a, q, -product);
+  const V tail = scale(product + fma(product, r.expm1(), product_low), r.e);
+  const V none = select(x == -V(std::numeric_limits<float>::infinity()), x - x, V(-0.f)); // NaN for -inf
+  return select(x < V(-14.6f), none, tail);
+}
+
+} // namespace math
+
+// x P(X <= x) for normal X, the probability in pieces. NaN for -inf.
+IE_INLINE Vec<float> gelu(Vec<float> x) {
+  using V = Vec<float>;
+  constexpr const auto& kPieces = tables::kNormalPiecesF;
+  const Vec<int32_t> index = bitcast<int32_t>(fma(x, V(3.2f), V(math::format<float>::kRound)));
+  const V p = math::piece(x - lookup(kPieces[8], index), index, kPieces, 7);
+  const V near = x * select(x < V(5.45f), p, V(1.f)), bound(4.f);
+  if (__builtin_expect(all_less(-x, bound), 1)) return near;
+  return select(-x < bound, near, select(x == x, math::gelu_tail(x), x));
+}
+
+#else
+
+// x P(X <= x) for normal X. With a = |x|: P(X > a) = e^(-a^2/2) u Q(u), u = 1 / (k + a). NaN for -inf.
 IE_INLINE Vec<float> gelu(Vec<float> x) {
   using math::Both;
   const Vec<float> top(14.6f);
   const Both wide(widen(min(top, max(-top, x)))), a(abs(wide.lo), abs(wide.hi));
-  const Both inverse = math::inverse_for_float(a + Both(tables::kNormalKForFloat));
+  const Both inverse = Both(1.) / (a + Both(tables::kNormalKForFloat));
   const Both q = inverse * math::horner<0>(inverse, tables::kNormalForFloat);
   const Both product = wide * q * math::exp2_for_float(a * a * Both(-0.5 * tables::kLog2e));
   const Vec<float> tail = narrow({product.lo, product.hi});
   const Vec<float> result = copysign(select(x < Vec<float>(0.f), tail, x - tail), x);    // for -0.0
   return select(x > Vec<float>(-std::numeric_limits<float>::infinity()), result, x - x); // NaN for -inf
 }
-// The same for results of 16 bits, in float arithmetic: an error of 2^-17 at most, most of it from rounding
-// a^2.
-IE_INLINE Vec<float> gelu_for_half(Vec<float> x) {
-  using V = Vec<float>;
-  const V one(1.f), a = min(V(14.6f), abs(x));
-  const V u = math::inverse_of(a + V(tables::kNormalKForHalf));
-  const V t = a * a * V(-0.5f * tables::kLog2eF);
-  const math::Exponent<float> e(t, 1.f);
-  const V p = u * math::horner<0>(u, tables::kNormalForHalf) * math::horner<0>(t - e.n, tables::kExp2ForHalf);
-  const V tail = math::scale(p, e);
-  // -inf times the 0 that the tail is there is NaN.
-  return x * select(x < V(0.f), tail, one - tail);
-}
+
+#endif
+
 // What a^2, u and the products lose to rounding is carried along: that of a^2 and u goes into the exponent.
 IE_INLINE Vec<double> gelu(Vec<double> x) {
   using V = Vec<double>;

@@ -220,19 +220,46 @@ struct Logistic {
 
 } // namespace math
 
-// 1 / (1 + e^-x), for negative x as e^x / (1 + e^x): nothing overflows.
-template <class T>
-IE_INLINE Vec<T> sigmoid(Vec<T> x) {
-  if constexpr (!kHasFma && sizeof(T) == 4) return math::logistic_in_double(x, false);
-  const math::Logistic<T> f(x);
-  return fma(f.remainder, f.inverse, f.q);
-}
-
 namespace math {
 
+// a / (1 + z) for normal results and finite z >= 0, with little more than one rounding: the remainder of the
+// quotient makes good what the sum and an estimate of its inverse lack.
 template <class T>
-IE_INLINE Vec<T> times_logistic(Vec<T> x, const Logistic<T>& f) {
-  return with_sign(fma(x, f.q, x * f.inverse * f.remainder), x); // for -0.0
+IE_INLINE Vec<T> over_one_plus(Vec<T> a, Vec<T> z) {
+  const Vec<T> one(T(1)), b = one + z, gained = (b - max(one, z)) - min(one, z);
+  Vec<T> inverse;
+#if defined(INPLACE_EXT_AVX512)
+  if constexpr (sizeof(T) == 4) {
+    inverse.v = _mm512_rcp14_ps(b.v);
+  } else {
+    inverse.v = _mm512_rcp14_pd(b.v);
+    inverse = fma(fma(-inverse, b, one), inverse, inverse);
+  }
+#else
+  inverse = one / b;
+#endif
+  const Vec<T> q = a * inverse;
+  return fma(fma(q, gained, fma(-q, b, a)), inverse, q);
+}
+
+// e^x that is far from overflow and from the denormal numbers.
+template <class T>
+IE_INLINE Vec<T> ordinary_exp(Vec<T> x) {
+#if defined(INPLACE_EXT_AVX512)
+  if constexpr (sizeof(T) == 8) {
+    const Power power(x, Power::kExact);
+    return scale(power.p, power.e);
+  }
+#endif
+  const Reduced<T> r(x);
+  return scale(r.quick_exp(), r.e);
+}
+
+// Any x; by e^-|x|, so that nothing overflows.
+template <class T>
+__attribute__((noinline)) Vec<T> sigmoid_special(Vec<T> x) {
+  const Logistic<T> f(x);
+  return fma(f.remainder, f.inverse, f.q);
 }
 // Any x. Far down, where the result is x e^x, the exponent is applied last, so that a small result keeps its
 // bits. NaN for -inf, as -inf times 0.
@@ -241,23 +268,39 @@ __attribute__((noinline)) Vec<T> silu_special(Vec<T> x) {
   using L = exp_limits<T>;
   const Logistic<T> f(x);
   const Vec<T> bounded = max(Vec<T>(L::kUnderflow - T(10)), x);
-  const Vec<T> r = select(x < Vec<T>(L::kExpm1Low), scale(bounded * f.p, f.e), times_logistic(x, f));
+  const Vec<T> near = with_sign(fma(x, f.q, x * f.inverse * f.remainder), x); // for -0.0
+  const Vec<T> r = select(x < Vec<T>(L::kExpm1Low), scale(bounded * f.p, f.e), near);
   return select(abs(x) < Vec<T>(std::numeric_limits<T>::infinity()), r, x * f.q);
 }
 
 } // namespace math
 
+// 1 / (1 + e^-x).
+template <class T>
+IE_INLINE Vec<T> sigmoid(Vec<T> x) {
+  if constexpr (!kHasFma && sizeof(T) == 4) {
+    return math::logistic_in_double(x, false);
+  } else if constexpr (!kHasFma) {
+    return math::sigmoid_special(x);
+  } else {
+    const Vec<T> r = math::over_one_plus(Vec<T>(T(1)), math::ordinary_exp(-x));
+    const Vec<T> a = abs(x), bound(-math::exp_limits<T>::kExpm1Low);
+    return __builtin_expect(all_less(a, bound), 1) ? r : select(a < bound, r, math::sigmoid_special(x));
+  }
+}
+
 // x / (1 + e^-x).
 template <class T>
 IE_INLINE Vec<T> silu(Vec<T> x) {
-  if constexpr (!kHasFma && sizeof(T) == 4) return math::logistic_in_double(x, true);
-  if constexpr (!kHasFma && sizeof(T) == 8) {
+  if constexpr (!kHasFma && sizeof(T) == 4) {
+    return math::logistic_in_double(x, true);
+  } else if constexpr (!kHasFma) {
     return math::map_long_double([](long double v) { return v / (1 + std::exp(-v)); }, x);
+  } else {
+    const Vec<T> r = with_sign(math::over_one_plus(x, math::ordinary_exp(-x)), x); // for -0.0
+    const Vec<T> a = abs(x), bound(-math::exp_limits<T>::kExpm1Low);
+    return __builtin_expect(all_less(a, bound), 1) ? r : select(a < bound, r, math::silu_special(x));
   }
-  const Vec<T> a = abs(x);
-  if (__builtin_expect(!all_less(a, Vec<T>(-math::exp_limits<T>::kExpm1Low)), 0))
-    return math::silu_special(x);
-  return math::times_logistic(x, math::Logistic<T>(x, -a));
 }
 
 // x tanh(log(1 + e^x)) = x n / (n + 2) with n = e^x (e^x + 2). NaN for -inf.

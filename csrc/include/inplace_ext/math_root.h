@@ -48,12 +48,17 @@ IE_INLINE Vec<T> square_root(Vec<T> a) {
 // 1 / sqrt(a), both rounded. Of two of Newton's steps the last rounds correctly as well.
 template <class T>
 IE_INLINE Vec<T> inverse_square_root(Vec<T> a) {
+  using I = typename math::format<T>::bits;
   const math::Root<T> root(a);
   const Vec<T> one(T(1));
-  if (__builtin_expect(!root.ordinary, 0)) return one / sqrt(a);
   Vec<T> y = root.h + root.h;
   y = fma(y, fma(-root.s, y, one), y);
-  return fma(y, fma(-root.s, y, one), y);
+  y = fma(y, fma(-root.s, y, one), y);
+  // Not for the one mantissa that is all ones.
+  const Vec<I> ones =
+      bitcast<I>(root.s) | Vec<I>(static_cast<I>(~((I(1) << math::format<T>::kMantissa) - 1)));
+  if (__builtin_expect(!root.ordinary || any(ones == Vec<I>(I(-1))), 0)) return one / sqrt(a);
+  return y;
 }
 
 #else
