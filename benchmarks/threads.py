@@ -49,7 +49,7 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
-    print(f"torch {torch.__version__}, {ie.info().capability} kernels, gain of {options.threads} threads over 1")
+    print(f"torch {torch.__version__}, {ie.info().capability} kernels, {options.threads} threads against 1")
     header = f"{'operation':16} {'elements':>9} {'ours on 1':>10} {'ours':>6} {'torch':>6}"
     print(header + "\n" + "-" * len(header))
     for name, sides in OPS.items():

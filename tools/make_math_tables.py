@@ -110,6 +110,17 @@ def generate():
             add(f"    {hexa(v)}{suffix},")
         add("};")
 
+    def rows(name, ctype, columns, comment):
+        """An array for each coefficient, with its values in all pieces."""
+        suffix = "f" if ctype == "float" else ""
+        add("")
+        for text in comment:
+            add("// " + text)
+        add(f"alignas(64) constexpr {ctype} {name}[][{len(columns[0])}] = {{")
+        for column in columns:
+            add("    {" + ", ".join(hexa(v) + suffix for v in column) + "},")
+        add("};")
+
     def scalar(name, ctype, value):
         suffix = "f" if ctype == "float" else ""
         add(f"constexpr {ctype} {name} = {hexa(value)}{suffix};")
@@ -231,7 +242,12 @@ def generate():
     exp2_and_logarithms(array, scalar, truncated, add)
     trigonometry(array, scalar, truncated, add)
     hyperbolic_and_error(array, scalar)
-    pieces_for_lookup(array, add)
+    odd_pieces(rows)
+    erf_pieces(rows)
+    normal_pieces(rows)
+    mills_pieces(rows)
+    log_pieces(rows, array)
+    exp_piece(array)
     add("")
     add("} // namespace inplace_ext::tables")
     return "\n".join(lines) + "\n"
@@ -438,7 +454,7 @@ def hyperbolic_and_error(array, scalar):
             return mp.exp(a * a / 2) * mp.erfc(a / mp.sqrt(2)) / 2 / u
 
         low, high = k / (k + top) - middle, 1 - middle
-        c = fit(mills, count, lambda v, f=mills: 1 / f(v), low, high, rounder)
+        c = rounded_one_by_one(mills, count, lambda v, f=mills: 1 / f(v), low, high, rounder)
         e = error(c, mills, low, high)
         if suffix:
             c = [ci * k ** (i + 1) for i, ci in enumerate(c)]
@@ -473,37 +489,46 @@ def nearest(t, count, function, rounder):
     return best[1]
 
 
-def pieces_for_lookup(array, add):
-    def rows(name, ctype, columns, comment):
-        """An array for each coefficient, with its values in all pieces."""
-        suffix = "f" if ctype == "float" else ""
-        add("")
-        for text in comment:
-            add("// " + text)
-        add(f"alignas(64) constexpr {ctype} {name}[][{len(columns[0])}] = {{")
-        for column in columns:
-            add("    {" + ", ".join(hexa(v) + suffix for v in column) + "},")
-        add("};")
+def rounded_one_by_one(target, count, weight, lo, hi, rounder):
+    """A fit by least squares in which each coefficient makes good what rounding those before it has done."""
+    unit, points = max(abs(lo), abs(hi)), 8 * count
+    grid = [(lo + hi) / 2 - (hi - lo) / 2 * mp.cos(mp.pi * (i + mpf(1) / 2) / points) for i in range(points)]
+    rest = [target(x) for x in grid]
+    w = [weight(x) ** 2 for x in grid]
+    basis = [[(x / unit) ** k for k in range(count)] for x in grid]
+    c = []
+    for k in range(count):
+        open_ = range(k, count)
+        rows = [
+            [sum(wi * b[i] * b[j] for wi, b in zip(w, basis, strict=True)) for j in open_] for i in open_
+        ]
+        rhs = [sum(wi * b[i] * r for wi, b, r in zip(w, basis, rest, strict=True)) for i in open_]
+        c.append(mpf(rounder(solve(rows, rhs)[0] / unit**k)))
+        rest = [r - c[k] * x**k for r, x in zip(rest, grid, strict=True)]
+    return c
 
-    def piece(f, center, powers, lo, hi, rounder):
-        """Coefficients of (f(center + d) - f(center)) / d in powers of d, lo <= d <= hi, as rounded."""
-        at_center = f(center)
-        tiny = (hi - lo) * mpf("1e-30")
 
-        def part(d):
-            d = tiny if d == 0 else d
-            return (f(center + d) - at_center) / d
+def piece(f, center, powers, lo, hi, rounder):
+    """Coefficients of (f(center + d) - f(center)) / d in powers of d, lo <= d <= hi, as rounded."""
+    at_center = f(center)
+    tiny = (hi - lo) * mpf("1e-30")
 
-        def weight(d):
-            return (abs(d) + (hi - lo) / 100) / abs(f(center + d))
+    def part(d):
+        d = tiny if d == 0 else d
+        return (f(center + d) - at_center) / d
 
-        c, _ = remez(part, powers, weight, mpf(lo), mpf(hi), points=400)
-        return [mpf(rounder(v)) for v in c]
+    def weight(d):
+        return (abs(d) + (hi - lo) / 100) / abs(f(center + d))
 
-    def worst(f, center, c, lo, hi):
-        xs = [center + lo + (hi - lo) * i / 200 for i in range(201)]
-        return max(abs(sum(ci * (x - center) ** i for i, ci in enumerate(c)) / f(x) - 1) for x in xs if x > 0)
+    return rounded_one_by_one(part, len(powers), weight, mpf(lo), mpf(hi), rounder)
 
+
+def worst(f, center, c, lo, hi):
+    xs = [center + lo + (hi - lo) * i / 200 for i in range(201)]
+    return max(abs(sum(ci * (x - center) ** i for i, ci in enumerate(c)) / f(x) - 1) for x in xs if x > 0)
+
+
+def odd_pieces(rows):
     # An odd function of floats in quarters of octaves from 2^-4 up; below it is the first piece about 0. The
     # row of a piece is what its bits from 21 upwards are modulo 32. A slope that is not 1 does without it.
     for name, f, degree, top in (("Tanh", mp.tanh, 5, mpf("9.5")), ("Erf", mp.erf, 6, mpf("3.99"))):
@@ -557,6 +582,8 @@ def pieces_for_lookup(array, add):
             ],
         )
 
+
+def erf_pieces(rows):
     # erf of double in pieces of 49/128, the first about 0. The second center may not be above the multiple,
     # which is twice the smallest number of the piece: the difference is exact.
     step, degree = mpf(49) / 128, 13
@@ -596,6 +623,8 @@ def pieces_for_lookup(array, add):
         ],
     )
 
+
+def normal_pieces(rows):
     # P(X <= x) of a normal X in pieces of 5/16, row n modulo 32 about 5/16 n, -14 <= n <= 17.
     step, degree = mpf(5) / 16, 7
     coefficients, largest = [[mpf(0)] * 32 for _ in range(degree + 2)], mpf(0)
@@ -626,6 +655,8 @@ def pieces_for_lookup(array, add):
         ],
     )
 
+
+def mills_pieces(rows):
     # e^(a^2/2) P(X > a) in sixteenths of octaves from 4 to 16, by the bits of a from 19 upwards modulo 32.
     degree = 4
     coefficients, largest = [[mpf(0)] * 32 for _ in range(degree + 2)], mpf(0)
@@ -657,6 +688,8 @@ def pieces_for_lookup(array, add):
         ],
     )
 
+
+def log_pieces(rows, array):
     # Logarithms: c near the inverse of the middle of a piece of [0.75, 1.5), and -log c, which is a multiple
     # of `unit` to many more bits than the type has. The pieces next to 1 have c = 1.
     ln2, ln10 = mp.log(2), mp.log(10)
@@ -711,7 +744,9 @@ def pieces_for_lookup(array, add):
                 [f"(log(1 + r) - r log'(1)) / r^2 to the base of the name; of the log, {bits(e)} relative."],
             )
 
-    half = ln2 / 32 * mpf("1.001")
+
+def exp_piece(array):
+    half = mp.log(2) / 32 * mpf("1.001")
 
     def exp_part(r):
         return mpf(1) / 2 if abs(r) < mpf("1e-30") else (mp.exp(r) - 1 - r) / r**2

@@ -1,6 +1,6 @@
 """Measures the maximum errors of the vector math on every instruction set that this machine runs.
 
-    python tools/measure_ulp.py            # everything, about a quarter of an hour; writes docs/accuracy.md
+    python tools/measure_ulp.py            # everything, about half an hour; writes docs/accuracy.md
     python tools/measure_ulp.py --quick    # samples, seconds for each instruction set; writes nothing
     python tools/measure_ulp.py --time     # ns per element instead of errors
 
@@ -51,7 +51,7 @@ EXACT: dict[str, Callable[[Any], Any]] = {
     ),
 }
 #: Numbers that are compared with mpmath, for each function and instruction set.
-SAMPLES, QUICK_SAMPLES = 20_000, 1_000
+SAMPLES, QUICK_SAMPLES = 5_000, 1_000
 
 
 @dataclass

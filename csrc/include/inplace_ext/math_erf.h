@@ -135,8 +135,7 @@ IE_INLINE Vec<double> gelu(Vec<double> x) {
 
   const V v = u - V(tables::kNormalMiddle), bounded = min(top, max(-top, x));
   // The two lowest terms with what their sums lose.
-  const V first(tables::kNormal[0]), second(tables::kNormal[1]),
-      rest = math::polynomial<2>(v, tables::kNormal);
+  const V first(tables::kNormal[0]), second(tables::kNormal[1]), rest = math::horner<2>(v, tables::kNormal);
   const V slope_sum = fma(v, rest, second), slope_low = fma(v, rest, second - slope_sum);
   const V p = fma(v, slope_sum, first), p_low = fma(v, slope_low, fma(v, slope_sum, first - p));
   const V q = u * p, q_low = fma(u, p_low, fma(u, p, -q));
