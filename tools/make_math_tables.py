@@ -105,7 +105,7 @@ def generate():
         for text in comment:
             add("// " + text)
         suffix = "f" if ctype == "float" else ""
-        add(f"constexpr {ctype} {name}[] = {{")
+        add(f"inline constexpr {ctype} {name}[] = {{")
         for v in values:
             add(f"    {hexa(v)}{suffix},")
         add("};")
@@ -116,7 +116,7 @@ def generate():
         add("")
         for text in comment:
             add("// " + text)
-        add(f"alignas(64) constexpr {ctype} {name}[][{len(columns[0])}] = {{")
+        add(f"alignas(64) inline constexpr {ctype} {name}[][{len(columns[0])}] = {{")
         for column in columns:
             add("    {" + ", ".join(hexa(v) + suffix for v in column) + "},")
         add("};")

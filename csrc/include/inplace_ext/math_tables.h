@@ -13,7 +13,7 @@ constexpr double kLn2Lo = 0x1.ef35793c7673p-45;
 constexpr double kLog2e = 0x1.71547652b82fep+0;
 
 // e^r, |r| <= ln(2)/2, degree 6, relative error 2^-27.8.
-constexpr float kExpF[] = {
+inline constexpr float kExpF[] = {
     0x1p+0f,
     0x1p+0f,
     0x1.fffffcp-2f,
@@ -24,7 +24,7 @@ constexpr float kExpF[] = {
 };
 
 // e^r, |r| <= ln(2)/2, degree 12, relative error 2^-60.3.
-constexpr double kExp[] = {
+inline constexpr double kExp[] = {
     0x1p+0,
     0x1p+0,
     0x1p-1,
@@ -41,7 +41,7 @@ constexpr double kExp[] = {
 };
 
 // 2^f, |f| <= 1/2, degree 6, relative error 2^-28.8: for float results only.
-constexpr double kExp2ForFloat[] = {
+inline constexpr double kExp2ForFloat[] = {
     0x1p+0,
     0x1.62e430a444aa1p-1,
     0x1.ebfbdc3afd935p-3,
@@ -53,7 +53,7 @@ constexpr double kExp2ForFloat[] = {
 
 // 2^f, 0 <= f <= 1/16, degree 3, relative error 2^-29.7, and 2^(i/16):
 // for float results only.
-constexpr double kExp2SixteenthForFloat[] = {
+inline constexpr double kExp2SixteenthForFloat[] = {
     0x1.fffffff626b6p-1,
     0x1.62e443c7306adp-1,
     0x1.ebe2fed141cdbp-3,
@@ -100,7 +100,7 @@ alignas(64) constexpr double kExp2SixteenthsLow[] = {
 
 // log2(z) = s P(s^2) with s = (z - 1)/(z + 1), sqrt(1/2) <= z <= sqrt(2);
 // relative error 2^-37.8: for float results only.
-constexpr double kLog2ForFloat[] = {
+inline constexpr double kLog2ForFloat[] = {
     0x1.71547652bee2ap+1,
     0x1.ec709d1285b7bp-1,
     0x1.27778023612d5p-1,
@@ -109,7 +109,7 @@ constexpr double kLog2ForFloat[] = {
 };
 
 // log(1 + r) = r - r^2/2 + r^3 P(r), |r| <= 2^-8.5, absolute error 2^-74.9.
-constexpr double kLog1p[] = {
+inline constexpr double kLog1p[] = {
     0x1.5555555555555p-2,
     -0x1.ffffffffeb301p-3,
     0x1.9999999969902p-3,
@@ -307,7 +307,7 @@ alignas(16) constexpr double kLogTable[][2] = {
 };
 
 // 2^f, |f| <= 1/2, degree 6, relative error 2^-26.0.
-constexpr float kExp2F[] = {
+inline constexpr float kExp2F[] = {
     0x1p+0f,
     0x1.62e43p-1f,
     0x1.ebfbdcp-3f,
@@ -318,7 +318,7 @@ constexpr float kExp2F[] = {
 };
 
 // 2^f, |f| <= 1/2, degree 12, relative error 2^-55.6.
-constexpr double kExp2[] = {
+inline constexpr double kExp2[] = {
     0x1p+0,
     0x1.62e42fefa39efp-1,
     0x1.ebfbdff82c58fp-3,
@@ -336,7 +336,7 @@ constexpr double kExp2[] = {
 
 // log(1 + f) = f - f^2/2 + f^3 P(f), sqrt(1/2) - 1 <= f <= sqrt(2) - 1;
 // relative error of the logarithm 2^-26.7.
-constexpr float kLog1pF[] = {
+inline constexpr float kLog1pF[] = {
     0x1.55554ap-2f,
     -0x1.000212p-2f,
     0x1.99a5ap-3f,
@@ -349,7 +349,7 @@ constexpr float kLog1pF[] = {
 
 // log(1 + f) = 2 s + s^3 P(s^2), s = f / (2 + f), sqrt(1/2) - 1 <= f <= sqrt(2) - 1;
 // relative error of the logarithm 2^-54.4.
-constexpr double kLogAtanh[] = {
+inline constexpr double kLogAtanh[] = {
     0x1.5555555555567p-1,
     0x1.999999998c662p-2,
     0x1.249249380dbb1p-2,
@@ -360,7 +360,7 @@ constexpr double kLogAtanh[] = {
 };
 
 // 2 atanh(s) = s P(s^2), 0 <= s <= 1/3, relative error 2^-38.5: for float results only.
-constexpr double kAtanhForFloat[] = {
+inline constexpr double kAtanhForFloat[] = {
     0x1.0000000002c8fp+1,
     0x1.5555552f59dc6p-1,
     0x1.9999c3cc04826p-2,
@@ -404,7 +404,7 @@ constexpr double kHalfPiShort[3] = {
 };
 
 // sin r = r + r^3 P(r^2), |r| <= pi/4, relative error 2^-28.1.
-constexpr float kSinF[] = {
+inline constexpr float kSinF[] = {
     -0x1.555556p-3f,
     0x1.111108p-7f,
     -0x1.a00fa6p-13f,
@@ -412,14 +412,14 @@ constexpr float kSinF[] = {
 };
 
 // cos r = 1 - r^2/2 + r^4 P(r^2), |r| <= pi/4, absolute error 2^-26.9.
-constexpr float kCosF[] = {
+inline constexpr float kCosF[] = {
     0x1.55554ap-5f,
     -0x1.6c0caap-10f,
     0x1.9a09dp-16f,
 };
 
 // sin r = r + r^3 P(r^2), |r| <= pi/4, relative error 2^-32.6: for float results only.
-constexpr double kSinForFloat[] = {
+inline constexpr double kSinForFloat[] = {
     -0x1.5555554cdad17p-3,
     0x1.111108a5d9dd2p-7,
     -0x1.a00fa66c60923p-13,
@@ -427,7 +427,7 @@ constexpr double kSinForFloat[] = {
 };
 
 // cos r = 1 - r^2/2 + r^4 P(r^2), |r| <= pi/4, absolute error 2^-35.9: for float results only.
-constexpr double kCosForFloat[] = {
+inline constexpr double kCosForFloat[] = {
     0x1.5555554fb173p-5,
     -0x1.6c16b8ee822e9p-10,
     0x1.a0114f3de80dap-16,
@@ -435,7 +435,7 @@ constexpr double kCosForFloat[] = {
 };
 
 // sin r = r + r^3 P(r^2), |r| <= pi/4, relative error 2^-57.3.
-constexpr double kSin[] = {
+inline constexpr double kSin[] = {
     -0x1.5555555555555p-3,
     0x1.111111111110bp-7,
     -0x1.a01a01a018b4dp-13,
@@ -446,7 +446,7 @@ constexpr double kSin[] = {
 };
 
 // cos r = 1 - r^2/2 + r^4 P(r^2), |r| <= pi/4, absolute error 2^-56.3.
-constexpr double kCos[] = {
+inline constexpr double kCos[] = {
     0x1.5555555555551p-5,
     -0x1.6c16c16c15a9cp-10,
     0x1.a01a019d7ac09p-16,
@@ -456,7 +456,7 @@ constexpr double kCos[] = {
 };
 
 // tanh x = x + x^3 P(x^2), |x| <= 0.4, relative error 2^-24.2.
-constexpr float kTanhF[] = {
+inline constexpr float kTanhF[] = {
     -0x1.55554p-2f,
     0x1.11063ep-3f,
     -0x1.b6d2a4p-5f,
@@ -464,7 +464,7 @@ constexpr float kTanhF[] = {
 };
 
 // tanh x = x + x^3 P(x^2), |x| <= 0.4, relative error 2^-58.2.
-constexpr double kTanh[] = {
+inline constexpr double kTanh[] = {
     -0x1.5555555555555p-2,
     0x1.1111111111036p-3,
     -0x1.ba1ba1ba03d35p-5,
@@ -478,7 +478,7 @@ constexpr double kTanh[] = {
 };
 
 // erf x = x + x P(x^2), |x| <= 0.9375, relative error 2^-27.0.
-constexpr float kErfF[] = {
+inline constexpr float kErfF[] = {
     0x1.06eba8p-3f,
     -0x1.812742p-2f,
     0x1.ce2df2p-4f,
@@ -489,7 +489,7 @@ constexpr float kErfF[] = {
 };
 
 // log(1 - erf a) = P(a - 0.9375), 0.9375 <= a <= 3.95, error of erf 2^-28.8.
-constexpr float kLogErfcF[] = {
+inline constexpr float kLogErfcF[] = {
     -0x1.b01db2p+0f,
     -0x1.445c9cp+1f,
     -0x1.ab8ebep-1f,
@@ -502,7 +502,7 @@ constexpr float kLogErfcF[] = {
 };
 
 // erf x = x + x P(x^2), |x| <= 1.0, relative error 2^-56.3.
-constexpr double kErf[] = {
+inline constexpr double kErf[] = {
     0x1.06eba8214db69p-3,
     -0x1.812746b0379e7p-2,
     0x1.ce2f21a042bddp-4,
@@ -520,7 +520,7 @@ constexpr double kErf[] = {
 };
 
 // log(1 - erf a) = P(a - 1.0), 1.0 <= a <= 6.0, error of erf 2^-59.0.
-constexpr double kLogErfc[] = {
+inline constexpr double kLogErfc[] = {
     -0x1.d97fbf27aa2a1p+0,
     -0x1.51c9b0006c23dp+1,
     -0x1.afabc11a28f29p-1,
@@ -548,7 +548,7 @@ constexpr double kLogErfc[] = {
 constexpr double kNormalKForFloat = 0x1p+2;
 
 // P(X > a) = e^(-a^2/2) u P(u), u = 1 / (k + a), 0 <= a <= 14.6, relative error 2^-26.7.
-constexpr double kNormalForFloat[] = {
+inline constexpr double kNormalForFloat[] = {
     0x1.988e4d61b2d9dp-2,
     0x1.97bd2008c299ap+0,
     0x1.857a5ce99420fp+2,
@@ -563,7 +563,7 @@ constexpr double kNormalForFloat[] = {
 constexpr double kNormalK = 0x1.8p+1;
 
 // P(X > a) = e^(-a^2/2) u P(u - 0.5625), u = k / (k + a), 0 <= a <= 39.0, relative error 2^-54.6.
-constexpr double kNormal[] = {
+inline constexpr double kNormal[] = {
     0x1.0fd971af6dd69p-2,
     0x1.846949514b2d8p-2,
     0x1.50baf8bdb182fp-2,
@@ -597,7 +597,7 @@ constexpr double kGeluThreeLo = -0x1.6c843a29d1c7p-61;
 
 // tanh a about the center of its piece, the last row: degree 5,
 // relative error 2^-25.0; a quarter of an octave each from 2^-4 on.
-alignas(64) constexpr float kTanhPiecesF[][32] = {
+alignas(64) inline constexpr float kTanhPiecesF[][32] = {
     {0x1.f4c076p-1f, 0x1.fbd52ep-1f, 0x1.fe7668p-1f, 0x1.ff6f1ep-1f, 0x1.ffdfacp-1f, 0x1.fffbap-1f, 0x1.ffff68p-1f, 0x1.ffffecp-1f, 0x1.fffffep-1f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x1.5f21bap-4f, 0x1.9e9142p-4f, 0x1.ddd4b8p-4f, 0x1.1e166cp-3f, 0x1.5c9976p-3f, 0x1.9a62a6p-3f, 0x1.d76d46p-3f, 0x1.18a1f6p-2f, 0x1.52c322p-2f, 0x1.8a8b8ap-2f, 0x1.bfb1dep-2f, 0x1.050628p-1f, 0x1.31559cp-1f, 0x1.578bb6p-1f, 0x1.77d528p-1f, 0x1.9e5f2p-1f, 0x1.c27b78p-1f, 0x1.d9c6b6p-1f, 0x1.e878b4p-1f},
     {0x1.63fd12p-5f, 0x1.099ea8p-6f, 0x1.8900bep-8f, 0x1.219b06p-9f, 0x1.02994cp-11f, 0x1.180072p-14f, 0x1.2fab9ap-17f, 0x1.482786p-20f, 0x1.068532p-24f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x1p+0f, 0x1.fc3cc4p-1f, 0x1.fac14cp-1f, 0x1.f9083cp-1f, 0x1.f6025p-1f, 0x1.f12a74p-1f, 0x1.eb70fep-1f, 0x1.e4dee6p-1f, 0x1.d98baap-1f, 0x1.c7f704p-1f, 0x1.b3fdc6p-1f, 0x1.9e222cp-1f, 0x1.7aed3ap-1f, 0x1.49e972p-1f, 0x1.197c2ap-1f, 0x1.d83dd4p-2f, 0x1.61483p-2f, 0x1.ce9364p-3f, 0x1.266032p-3f, 0x1.6fce64p-4f},
     {-0x1.5c2864p-5f, -0x1.07715p-6f, -0x1.87cbaep-8f, -0x1.2143ap-9f, -0x1.023632p-11f, -0x1.17a3c2p-14f, -0x1.2f4982p-17f, -0x1.47bd7ep-20f, -0x1.00866ap-24f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, -0x1.5c8d24p-4f, -0x1.9a521p-4f, -0x1.d754p-4f, -0x1.188146p-3f, -0x1.527fdep-3f, -0x1.89e82cp-3f, -0x1.be7288p-3f, -0x1.038e2ap-2f, -0x1.2dafd6p-2f, -0x1.4ff91ap-2f, -0x1.6a1eb2p-2f, -0x1.825ce8p-2f, -0x1.897d7p-2f, -0x1.79befcp-2f, -0x1.5aa5eap-2f, -0x1.1deb86p-2f, -0x1.96ffb4p-3f, -0x1.106658p-3f, -0x1.5ee77ep-4f},
@@ -609,7 +609,7 @@ alignas(64) constexpr float kTanhPiecesF[][32] = {
 
 // erf a about the center of its piece, the last row: degree 6,
 // relative error 2^-27.5; a quarter of an octave each from 2^-4 on. In the first erf a - a.
-alignas(64) constexpr float kErfPiecesF[][32] = {
+alignas(64) inline constexpr float kErfPiecesF[][32] = {
     {0x1.ff402ep-1f, 0x1.fff2d2p-1f, 0x1.ffff7p-1f, 0x1.fffffcp-1f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x1.8c36b8p-4f, 0x1.d3c566p-4f, 0x1.0d9406p-3f, 0x1.42d6c2p-3f, 0x1.894e24p-3f, 0x1.cf0936p-3f, 0x1.09eab2p-2f, 0x1.3c9fc2p-2f, 0x1.7e1b1ep-2f, 0x1.bcc9e4p-2f, 0x1.f86e56p-2f, 0x1.25b9cap-1f, 0x1.569022p-1f, 0x1.7fb9ecp-1f, 0x1.a1518ep-1f, 0x1.c6d772p-1f, 0x1.e577f4p-1f, 0x1.f4f7d2p-1f, 0x1.fbe634p-1f},
     {0x1.d44d04p-8f, 0x1.333022p-11f, 0x1.e906c8p-16f, 0x1.da4bcep-21f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x1.06eba8p-3f, 0x1.1ebd56p+0f, 0x1.1de6aep+0f, 0x1.1cecd8p+0f, 0x1.1b357cp+0f, 0x1.1874f2p+0f, 0x1.153052p+0f, 0x1.116d56p+0f, 0x1.0ae498p+0f, 0x1.00aadcp+0f, 0x1.e9d81cp-1f, 0x1.cfc4bep-1f, 0x1.a50608p-1f, 0x1.6822ep-1f, 0x1.2a8d86p-1f, 0x1.dfd774p-2f, 0x1.45f8cep-2f, 0x1.5cd62p-3f, 0x1.497cf4p-4f, 0x1.12c9c2p-5f},
     {-0x1.076822p-6f, -0x1.a66414p-10f, -0x1.8d51cap-14f, -0x1.bc788p-19f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, 0x0p+0f, -0x1.8a437p-4f, -0x1.d08f64p-4f, -0x1.0b1e7ep-3f, -0x1.3e9b14p-3f, -0x1.819f3ap-3f, -0x1.c2700ap-3f, -0x1.005244p-2f, -0x1.2c4646p-2f, -0x1.60f06ep-2f, -0x1.8df99p-2f, -0x1.b2c71cp-2f, -0x1.d9a91p-2f, -0x1.ef2bb4p-2f, -0x1.e52656p-2f, -0x1.c1d2e4p-2f, -0x1.6eb128p-2f, -0x1.dfac0cp-3f, -0x1.0bba7ep-3f, -0x1.019ddp-4f},
@@ -622,7 +622,7 @@ alignas(64) constexpr float kErfPiecesF[][32] = {
 
 // erf a about centers near 49/128 i, the last row; in the first piece erf a - a, odd.
 // Relative error 2^-54.1.
-alignas(64) constexpr double kErfPieces[][16] = {
+alignas(64) inline constexpr double kErfPieces[][16] = {
     {0x0p+0, 0x1.a5a2aca20918dp-2, 0x1.7131e5f496928p-1, 0x1.ca930e0e2a485p-1, 0x1.f0762fde45d84p-1, 0x1.fc85cf56eccfp-1, 0x1.ff67d084011fcp-1, 0x1.ffec39ff380b5p-1, 0x1.fffe0e0140857p-1, 0x1.ffffdb01e8546p-1, 0x1.fffffdedf37edp-1, 0x1.ffffffe9aeb97p-1, 0x1.ffffffff4b453p-1, 0x1.fffffffffbb58p-1, 0x1.ffffffffffec7p-1, 0x1.ffffffffffffcp-1},
     {0x1.06eba8214db69p-3, 0x1.f2fa4c16c00ep-1, 0x1.417a0c404a1a6p-1, 0x1.3500528523896p-2, 0x1.bb1c972f2603bp-4, 0x1.da0005e5f4b3cp-6, 0x1.7a3ade6c8c228p-8, 0x1.c245d4b99cfdp-11, 0x1.8fdc1b2dcf7bap-14, 0x1.08e1badf0fcedp-17, 0x1.05c803e48abfep-21, 0x1.81fb7df079ff9p-26, 0x1.a887bd2b61d4fp-31, 0x1.5c4e8e37d76fap-36, 0x1.aa577251d44b9p-42, 0x1.85487ee3f5af9p-48},
     {0x0p+0, -0x1.7e07a2416ae97p-2, -0x1.ec42e2c271529p-2, -0x1.62de5ec4e65cp-2, -0x1.5341e3c018c1ap-3, -0x1.c5a205a512e89p-5, -0x1.b25f9b70a8d8cp-7, -0x1.2da5c8025870ep-9, -0x1.322484cf12d39p-12, -0x1.c84cdaea425d3p-16, -0x1.f510d77371b81p-20, -0x1.96564114a6c03p-24, -0x1.e78be33fbe82ep-29, -0x1.b157bbf01e745p-34, -0x1.1d9d9514eee75p-39, -0x1.176ac911697eap-45},
@@ -642,7 +642,7 @@ alignas(64) constexpr double kErfPieces[][16] = {
 
 // P(X <= x) of a normal X about centers near 5/16 n, the last row; -14 <= n <= 17 is in row n
 // modulo 32. Relative error 2^-25.9.
-alignas(64) constexpr float kNormalPiecesF[][32] = {
+alignas(64) inline constexpr float kNormalPiecesF[][32] = {
     {0x1p-1f, 0x1.3ece3cp-1f, 0x1.77cfcp-1f, 0x1.a6c7a4p-1f, 0x1.c9e7c6p-1f, 0x1.e1bf5cp-1f, 0x1.f06fbcp-1f, 0x1.f8a668p-1f, 0x1.fcd212p-1f, 0x1.febdbep-1f, 0x1.ff8b7p-1f, 0x1.ffd984p-1f, 0x1.fff468p-1f, 0x1.fffcd2p-1f, 0x1.ffff34p-1f, 0x1.ffffd2p-1f, 0x1.fffff6p-1f, 0x1.fffffep-1f, 0x1.9797p-18f, 0x1.9784cap-16f, 0x1.72fefcp-14f, 0x1.33d614p-12f, 0x1.d2399ep-11f, 0x1.422dc2p-9f, 0x1.970aeap-8f, 0x1.d6675p-7f, 0x1.f21072p-6f, 0x1.e407fcp-5f, 0x1.b0c898p-4f, 0x1.64e17p-3f, 0x1.106056p-2f, 0x1.826362p-2f},
     {0x1.988454p-2f, 0x1.850cbcp-2f, 0x1.500aacp-2f, 0x1.074034p-2f, 0x1.761338p-3f, 0x1.e21934p-4f, 0x1.19c1f2p-4f, 0x1.2abaeap-5f, 0x1.1f3056p-6f, 0x1.f50022p-8f, 0x1.8c3f18p-9f, 0x1.1c33f6p-10f, 0x1.71dd68p-12f, 0x1.b44e9cp-14f, 0x1.d376c6p-16f, 0x1.c54d7cp-18f, 0x1.8f9034p-20f, 0x1.3f121cp-22f, 0x1.d31ebp-16f, 0x1.b49032p-14f, 0x1.71dc7ap-12f, 0x1.1c2b7p-10f, 0x1.8c3a1cp-9f, 0x1.f4e3aap-8f, 0x1.1f3cc8p-6f, 0x1.2abba2p-5f, 0x1.19c5aap-4f, 0x1.e2177p-4f, 0x1.761776p-3f, 0x1.074034p-2f, 0x1.500a92p-2f, 0x1.850cbp-2f},
     {0x1.aa49c4p-35f, -0x1.e64d46p-5f, -0x1.a4095cp-4f, -0x1.ed948p-4f, -0x1.d39608p-4f, -0x1.78a2cp-4f, -0x1.082536p-4f, -0x1.46b9ecp-5f, -0x1.66fc28p-6f, -0x1.604106p-7f, -0x1.358efap-8f, -0x1.e87764p-10f, -0x1.5abd28p-11f, -0x1.bb1fdap-13f, -0x1.ff42dp-15f, -0x1.099b6cp-16f, -0x1.f36e42p-19f, -0x1.a7bf5p-21f, 0x1.fee78p-15f, 0x1.bb5e6ap-13f, 0x1.5abc58p-11f, 0x1.e869fap-10f, 0x1.358b7ap-8f, 0x1.602f8ap-7f, 0x1.67093ap-6f, 0x1.46ba8cp-5f, 0x1.0827b4p-4f, 0x1.78a1eep-4f, 0x1.d397fp-4f, 0x1.ed948p-4f, 0x1.a4099p-4f, 0x1.e64dcep-5f},
@@ -656,7 +656,7 @@ alignas(64) constexpr float kNormalPiecesF[][32] = {
 
 // e^(a^2/2) P(X > a) in sixteenths of octaves from 4 on about the centers in the last row, in the
 // row that the bits from 19 upwards give modulo 32. Relative error 2^-29.3.
-alignas(64) constexpr float kMillsPiecesF[][32] = {
+alignas(64) inline constexpr float kMillsPiecesF[][32] = {
     {0x1.868ap-5f, 0x1.70d224p-5f, 0x1.5d54dep-5f, 0x1.4bc3f8p-5f, 0x1.3be60ap-5f, 0x1.2d74c4p-5f, 0x1.20413ep-5f, 0x1.142cbep-5f, 0x1.09099p-5f, 0x1.fd89a6p-6f, 0x1.ea873ap-6f, 0x1.d8e51ep-6f, 0x1.c8747ep-6f, 0x1.b91d14p-6f, 0x1.aacb2cp-6f, 0x1.9d5a44p-6f, 0x1.781a7ep-4f, 0x1.64718ep-4f, 0x1.52ae86p-4f, 0x1.42951cp-4f, 0x1.33e0f6p-4f, 0x1.266fbcp-4f, 0x1.1a10c8p-4f, 0x1.0eafb8p-4f, 0x1.042cdcp-4f, 0x1.f4dcf6p-5f, 0x1.e2c0e6p-5f, 0x1.d1e03cp-5f, 0x1.c22614p-5f, 0x1.b36534p-5f, 0x1.a596eep-5f, 0x1.989a44p-5f},
     {-0x1.704ca2p-8f, -0x1.48f0ccp-8f, -0x1.2773ecp-8f, -0x1.0ac3bap-8f, -0x1.e4273p-9f, -0x1.b93e0ep-9f, -0x1.93b8c4p-9f, -0x1.72d16p-9f, -0x1.55b26p-9f, -0x1.3be24p-9f, -0x1.24e112p-9f, -0x1.104e34p-9f, -0x1.fb940cp-10f, -0x1.da2e24p-10f, -0x1.bc04bcp-10f, -0x1.a09952p-10f, -0x1.4ad8fap-6f, -0x1.2a6224p-6f, -0x1.0e5b48p-6f, -0x1.ec14f8p-7f, -0x1.c18098p-7f, -0x1.9c218cp-7f, -0x1.7b116p-7f, -0x1.5dcb1ep-7f, -0x1.43bb2p-7f, -0x1.2c6b48p-7f, -0x1.177e16p-7f, -0x1.04a24cp-7f, -0x1.e73fa4p-8f, -0x1.c8548cp-8f, -0x1.ac4672p-8f, -0x1.92a98ep-8f},
     {0x1.56cd4p-11f, 0x1.21eec2p-11f, 0x1.ee780ep-12f, 0x1.a8ddd6p-12f, 0x1.6fc0ccp-12f, 0x1.4053dap-12f, 0x1.18a1fp-12f, 0x1.ee814cp-13f, 0x1.b5c1d8p-13f, 0x1.855fe8p-13f, 0x1.5bd78ap-13f, 0x1.380462p-13f, 0x1.18e1dap-13f, 0x1.fb7994p-14f, 0x1.cc0682p-14f, 0x1.a23c9cp-14f, 0x1.1775dap-8f, 0x1.e148acp-9f, 0x1.a111d8p-9f, 0x1.6b9e52p-9f, 0x1.3ea856p-9f, 0x1.18b32ep-9f, 0x1.f0b80cp-10f, 0x1.b98144p-10f, 0x1.8a0f4ap-10f, 0x1.610e6p-10f, 0x1.3d7524p-10f, 0x1.1e66f6p-10f, 0x1.034308p-10f, 0x1.d6aef8p-11f, 0x1.ac8da6p-11f, 0x1.8731f4p-11f},
@@ -666,25 +666,25 @@ alignas(64) constexpr float kMillsPiecesF[][32] = {
 };
 
 // c and the natural logarithm of 1 / c, error 2^-31.3.
-alignas(64) constexpr float kLogPiecesF[][32] = {
+alignas(64) inline constexpr float kLogPiecesF[][32] = {
     {0x1p+0f, 0x1.e9da48p-1f, 0x1.dc53bcp-1f, 0x1.cd6956p-1f, 0x1.c23516p-1f, 0x1.b5091ep-1f, 0x1.aa8c0cp-1f, 0x1.9df0f2p-1f, 0x1.937edcp-1f, 0x1.8a139p-1f, 0x1.818612p-1f, 0x1.788a96p-1f, 0x1.6f4d84p-1f, 0x1.676e0cp-1f, 0x1.607bb6p-1f, 0x1.5975cp-1f, 0x1.513c4ep+0f, 0x1.4ba1eep+0f, 0x1.44e7dcp+0f, 0x1.3e23f8p+0f, 0x1.37d5b6p+0f, 0x1.32037p+0f, 0x1.2c2faap+0f, 0x1.275452p+0f, 0x1.2225e2p+0f, 0x1.1d3496p+0f, 0x1.174568p+0f, 0x1.13ad34p+0f, 0x1.0e8d04p+0f, 0x1.0b1f1cp+0f, 0x1.05860ap+0f, 0x1p+0f},
     {0x0p+0f, 0x1.6a4p-5f, 0x1.27dp-4f, 0x1.aa2p-4f, 0x1.0768p-3f, 0x1.4438p-3f, 0x1.75f8p-3f, 0x1.b368p-3f, 0x1.e7cp-3f, 0x1.0c1p-2f, 0x1.2288p-2f, 0x1.3aacp-2f, 0x1.541cp-2f, 0x1.6a4cp-2f, 0x1.7e48p-2f, 0x1.92e4p-2f, -0x1.1a38p-2f, -0x1.091p-2f, -0x1.e828p-3f, -0x1.bd1p-3f, -0x1.941p-3f, -0x1.6d78p-3f, -0x1.4618p-3f, -0x1.24bp-3f, -0x1.007p-3f, -0x1.ba8p-4f, -0x1.646p-4f, -0x1.2f5p-4f, -0x1.c4ep-5f, -0x1.5c6p-5f, -0x1.5dcp-6f, 0x0p+0f},
 };
 
 // c and the binary logarithm of 1 / c, error 2^-30.1.
-alignas(64) constexpr float kLog2PiecesF[][32] = {
+alignas(64) inline constexpr float kLog2PiecesF[][32] = {
     {0x1p+0f, 0x1.e8e3bcp-1f, 0x1.db5b6ep-1f, 0x1.cd9e3p-1f, 0x1.c13ad4p-1f, 0x1.b5be44p-1f, 0x1.a8bc72p-1f, 0x1.9e356ap-1f, 0x1.94c47cp-1f, 0x1.8a615ap-1f, 0x1.819744p-1f, 0x1.789b58p-1f, 0x1.708a72p-1f, 0x1.689b08p-1f, 0x1.608076p-1f, 0x1.58a282p-1f, 0x1.51a73ep+0f, 0x1.4b0176p+0f, 0x1.446c7ep+0f, 0x1.3eaee4p+0f, 0x1.386ea4p+0f, 0x1.3266aap+0f, 0x1.2cdbbep+0f, 0x1.274a8p+0f, 0x1.2291c8p+0f, 0x1.1cd638p+0f, 0x1.17c218p+0f, 0x1.13f19cp+0f, 0x1.0e7db8p+0f, 0x1.0a763ap+0f, 0x1.061eeep+0f, 0x1p+0f},
     {0x0p+0f, 0x1.10fp-4f, 0x1.b6dp-4f, 0x1.321p-3f, 0x1.827p-3f, 0x1.cef8p-3f, 0x1.140cp-2f, 0x1.392p-2f, 0x1.5b3p-2f, 0x1.8198p-2f, 0x1.a2e4p-2f, 0x1.c5b8p-2f, 0x1.e5b4p-2f, 0x1.02eep-1f, 0x1.13b8p-1f, 0x1.2464p-1f, -0x1.98fcp-2f, -0x1.7b9cp-2f, -0x1.5dfp-2f, -0x1.439p-2f, -0x1.264cp-2f, -0x1.098p-2f, -0x1.dd1p-3f, -0x1.a5ep-3f, -0x1.764p-3f, -0x1.3b6p-3f, -0x1.0638p-3f, -0x1.bb5p-4f, -0x1.456p-4f, -0x1.d96p-5f, -0x1.174p-5f, 0x0p+0f},
 };
 
 // c and the decimal logarithm of 1 / c, error 2^-32.8.
-alignas(64) constexpr float kLog10PiecesF[][32] = {
+alignas(64) inline constexpr float kLog10PiecesF[][32] = {
     {0x1p+0f, 0x1.e8c796p-1f, 0x1.d80ddp-1f, 0x1.cd124cp-1f, 0x1.c3068p-1f, 0x1.b5f474p-1f, 0x1.a9c1acp-1f, 0x1.9f4464p-1f, 0x1.91cdf6p-1f, 0x1.8d904cp-1f, 0x1.83a572p-1f, 0x1.76c6bp-1f, 0x1.72820ap-1f, 0x1.672d5ep-1f, 0x1.60acb4p-1f, 0x1.59f302p-1f, 0x1.4fb83cp+0f, 0x1.4bf75ep+0f, 0x1.42c9bep+0f, 0x1.3ec978p+0f, 0x1.3a42c6p+0f, 0x1.33ba18p+0f, 0x1.2c7e6p+0f, 0x1.25b81ep+0f, 0x1.20bf14p+0f, 0x1.1c896ap+0f, 0x1.16926ap+0f, 0x1.133c26p+0f, 0x1.107e2p+0f, 0x1.0a9098p+0f, 0x1.0679c2p+0f, 0x1p+0f},
     {0x0p+0f, 0x1.4a4p-6f, 0x1.21p-5f, 0x1.74cp-5f, 0x1.c32p-5f, 0x1.15ep-4f, 0x1.482p-4f, 0x1.748p-4f, 0x1.af2p-4f, 0x1.c2p-4f, 0x1.eefp-4f, 0x1.158p-3f, 0x1.1fbp-3f, 0x1.3b5p-3f, 0x1.4b9p-3f, 0x1.5cbp-3f, -0x1.e24p-4f, -0x1.ce4p-4f, -0x1.9c6p-4f, -0x1.863p-4f, -0x1.6ccp-4f, -0x1.476p-4f, -0x1.1d1p-4f, -0x1.e9p-5f, -0x1.ac4p-5f, -0x1.78p-5f, -0x1.2cap-5f, -0x1.01cp-5f, -0x1.bc4p-6f, -0x1.1fcp-6f, -0x1.638p-7f, 0x0p+0f},
 };
 
 // (log(1 + r) - r log'(1)) / r^2 to the base of the name; of the log, 2^-32.9 relative.
-constexpr float kLogPieceF[] = {
+inline constexpr float kLogPieceF[] = {
     -0x1p-1f,
     0x1.5555bap-2f,
     -0x1.0007d4p-2f,
@@ -692,7 +692,7 @@ constexpr float kLogPieceF[] = {
 };
 
 // (log(1 + r) - r log'(1)) / r^2 to the base of the name; of the log, 2^-31.7 relative.
-constexpr float kLog2PieceF[] = {
+inline constexpr float kLog2PieceF[] = {
     -0x1.715476p-1f,
     0x1.ec712ep-2f,
     -0x1.715fcp-2f,
@@ -700,7 +700,7 @@ constexpr float kLog2PieceF[] = {
 };
 
 // (log(1 + r) - r log'(1)) / r^2 to the base of the name; of the log, 2^-31.1 relative.
-constexpr float kLog10PieceF[] = {
+inline constexpr float kLog10PieceF[] = {
     -0x1.bcb7b2p-3f,
     0x1.287acep-3f,
     -0x1.bcc54ap-4f,
@@ -708,25 +708,25 @@ constexpr float kLog10PieceF[] = {
 };
 
 // c and the natural logarithm of 1 / c, error 2^-59.1.
-alignas(64) constexpr double kLogPieces[][16] = {
+alignas(64) inline constexpr double kLogPieces[][16] = {
     {0x1p+0, 0x1.d41d41d4179fap-1, 0x1.bacf914c20492p-1, 0x1.a41a41a743fbcp-1, 0x1.8f9c18f9bc134p-1, 0x1.7d05f41ab6a1ep-1, 0x1.6c16c16c1e159p-1, 0x1.5c9882b933745p-1, 0x1.4e5e0a72f1de2p+0, 0x1.4141414140a47p+0, 0x1.3521cfb2b1c6ap+0, 0x1.29e4129bffda9p+0, 0x1.1f7047de3b32fp+0, 0x1.15b1e5f96b1fdp+0, 0x1.0c9714fdd8d02p+0, 0x1p+0},
     {0x0p+0, 0x1.6f0d28ae88p-4, 0x1.29552f81eap-3, 0x1.9525a9bfdap-3, 0x1.fb9186d6p-3, 0x1.2e8e2ba647p-2, 0x1.5d1bdbf56cp-2, 0x1.89a3386c0dp-2, -0x1.1178e82283p-2, -0x1.d1037f2652p-3, -0x1.823c1654f4p-3, -0x1.365fcaf1d8p-3, -0x1.da7276571p-4, -0x1.4d3115f0f4p-4, -0x1.894aa1885p-5, 0x0p+0},
 };
 
 // c and the binary logarithm of 1 / c, error 2^-61.4.
-alignas(64) constexpr double kLog2Pieces[][16] = {
+alignas(64) inline constexpr double kLog2Pieces[][16] = {
     {0x1p+0, 0x1.d41d41d401f23p-1, 0x1.bacf914deec99p-1, 0x1.a41a41a6259f4p-1, 0x1.8f9c18f7d27fep-1, 0x1.7d05f4179c92dp-1, 0x1.6c16c16a2c2c8p-1, 0x1.5c9882ba7d7f6p-1, 0x1.4e5e0a7371d44p+0, 0x1.414141418849ap+0, 0x1.3521cfb3fba93p+0, 0x1.29e4129dbcf4ep+0, 0x1.1f7047dd438dbp+0, 0x1.15b1e5f7e36p+0, 0x1.0c9714fc09f1p+0, 0x1p+0},
     {0x0p+0, 0x1.08c588ce54p-3, 0x1.acf5e2cf22p-3, 0x1.24407aa9bp-2, 0x1.6e221ce0f7p-2, 0x1.b47ebf7451p-2, 0x1.f7a8569477p-2, 0x1.1bf311e69c8p-1, -0x1.8a8980ae38p-2, -0x1.4f6fbb2e33p-2, -0x1.169c053c4cp-2, -0x1.bfc67a7aep-3, -0x1.563dc2ac4p-3, -0x1.e0b1ae9b3cp-4, -0x1.1bb32a6534p-4, 0x0p+0},
 };
 
 // c and the decimal logarithm of 1 / c, error 2^-65.2.
-alignas(64) constexpr double kLog10Pieces[][16] = {
+alignas(64) inline constexpr double kLog10Pieces[][16] = {
     {0x1p+0, 0x1.d41d41d08d77bp-1, 0x1.bacf915312ff8p-1, 0x1.a41a419e83e4bp-1, 0x1.8f9c18f7b68f4p-1, 0x1.7d05f41782814p-1, 0x1.6c16c165be76p-1, 0x1.5c9882b9df742p-1, 0x1.4e5e0a6e1e002p+0, 0x1.4141413dffa55p+0, 0x1.3521cfb34323bp+0, 0x1.29e4129b2cbf9p+0, 0x1.1f7047da42783p+0, 0x1.15b1e5f9d7c76p+0, 0x1.0c9714ffcfe77p+0, 0x1p+0},
     {0x0p+0, 0x1.3ed119b57p-5, 0x1.02428c030cp-4, 0x1.5fe804a058p-4, 0x1.b8de4d43ccp-4, 0x1.06cbd67b22p-3, 0x1.2f3b692bdap-3, 0x1.55e8c516f4p-3, -0x1.db11ed5cc4p-4, -0x1.93e7ddfdbcp-4, -0x1.4f7aad9eep-4, -0x1.0d966cb3ecp-4, -0x1.9c197aa898p-5, -0x1.21681b7cd8p-5, -0x1.559bd2aaap-6, 0x0p+0},
 };
 
 // (log(1 + r) - r log'(1)) / r^2 to the base of the name; of the log, 2^-59.7 relative.
-constexpr double kLogPiece[] = {
+inline constexpr double kLogPiece[] = {
     -0x1.fffffffffffffp-2,
     0x1.5555555555568p-2,
     -0x1.0000000002034p-2,
@@ -740,7 +740,7 @@ constexpr double kLogPiece[] = {
 };
 
 // (log(1 + r) - r log'(1)) / r^2 to the base of the name; of the log, 2^-58.5 relative.
-constexpr double kLog2Piece[] = {
+inline constexpr double kLog2Piece[] = {
     -0x1.71547652b82fep-1,
     0x1.ec709dc3a0418p-2,
     -0x1.71547652bb174p-2,
@@ -754,7 +754,7 @@ constexpr double kLog2Piece[] = {
 };
 
 // (log(1 + r) - r log'(1)) / r^2 to the base of the name; of the log, 2^-58.8 relative.
-constexpr double kLog10Piece[] = {
+inline constexpr double kLog10Piece[] = {
     -0x1.bcb7b1526e50ep-3,
     0x1.287a7636f436fp-3,
     -0x1.bcb7b15271dp-4,
@@ -768,7 +768,7 @@ constexpr double kLog10Piece[] = {
 };
 
 // (e^r - 1 - r) / r^2, |r| <= ln(2)/32, error of e^r 2^-56.2.
-constexpr double kExpPiece[] = {
+inline constexpr double kExpPiece[] = {
     0x1.0000000000005p-1,
     0x1.555555548efcp-3,
     0x1.555555545e47dp-5,
