@@ -69,6 +69,7 @@ wheel: venv  ## build a wheel of this platform and an sdist into dist/
 bench: build  ## print the table of benchmarks
 	$(PY) benchmarks/ops.py
 	$(PY) benchmarks/layouts.py
+	$(PY) benchmarks/softmax.py
 
 ulp: venv  ## measure the maximum errors of the vector math, in minutes
 	$(PY) tools/measure_ulp.py
