@@ -29,19 +29,48 @@ constexpr int64_t kHeld = kBuffer / static_cast<int64_t>(sizeof(C));
 // along the row is another stretch of memory.
 constexpr int64_t kMaxColumns = 128, kMinColumns = 32;
 
+// How many steps along such rows their memory is asked for ahead.
+constexpr int64_t kStepsAhead = 8;
+
 template <class C>
 constexpr C kMinusInf = -std::numeric_limits<C>::infinity();
 
-// exp(x) for x <= 0: half the bounds of exp(). NaN gives NaN.
+// exp(x) for x <= 0, NaN for NaN. Below `kVanish` it is 0, without the way through denormal numbers, which
+// processors take in microcode: scores that a mask drops are as fast as others.
+template <class T>
+constexpr T kVanish = sizeof(T) == 4 ? -104 : -746;
+#if defined(INPLACE_EXT_AVX512)
 IE_INLINE Vec<float> exp_down(Vec<float> x) {
-  x = max(Vec<float>(-104.f), x);
+  const math::Exponent<float> e(x, tables::kLog2eF);
+  const Vec<float> one(1.f);
+  const Vec<float> r = fma(e.n, Vec<float>(-tables::kLn2LoF), fma(e.n, Vec<float>(-tables::kLn2HiF), x));
+  const Vec<float> p = fma(r, fma(r, math::polynomial<2>(r, tables::kExpF), one), one);
+  const __mmask16 counts = _mm512_cmp_ps_mask(x.v, _mm512_set1_ps(kVanish<float>), _CMP_NLT_UQ);
+  return _mm512_maskz_scalef_ps(counts, p.v, e.n.v);
+}
+IE_INLINE Vec<double> exp_down(Vec<double> x) {
+  const math::Power power(x, math::Power::kAny);
+  const __mmask8 counts = _mm512_cmp_pd_mask(x.v, _mm512_set1_pd(kVanish<double>), _CMP_NLT_UQ);
+  return _mm512_maskz_scalef_pd(counts, power.p.v, power.e.n.v);
+}
+#else
+IE_INLINE Vec<float> exp_bounded(Vec<float> x) {
   const math::Exponent<float> e(x, tables::kLog2eF);
   return math::exp_reduced(fma(e.n, Vec<float>(-tables::kLn2HiF), x), Vec<float>(-tables::kLn2LoF), e,
                            tables::kExpF);
 }
-IE_INLINE Vec<double> exp_down(Vec<double> x) {
-  return exp(x);
+IE_INLINE Vec<double> exp_bounded(Vec<double> x) {
+  const math::Exponent<double> e(x, tables::kLog2e);
+  return math::exp_reduced(fma(e.n, Vec<double>(-tables::kLn2Hi), x), Vec<double>(-tables::kLn2Lo), e,
+                           tables::kExp);
 }
+template <class T>
+IE_INLINE Vec<T> exp_down(Vec<T> x) {
+  const Vec<T> zero(T(0));
+  const auto vanishes = x < Vec<T>(kVanish<T>);
+  return select(vanishes, zero, exp_bounded(select(vanishes, zero, x)));
+}
+#endif
 
 // e / sum, given 1 / sum: the product, corrected by what it lacks.
 template <class C>
@@ -126,13 +155,24 @@ IE_INLINE VecOf<S> load_some(const char* p, int64_t n) {
     return VecOf<S>(load_bytes<typename VecOf<S>::raw>(p, static_cast<int>(n * sizeof(S))));
   }
 }
+// Not with a masked store: to the processor it covers the whole vector, and the loads of what follows wait.
 template <class S>
 IE_INLINE void store_some(char* p, VecOf<S> v, int64_t n) {
-  if constexpr (is_half_v<S>) {
-    const half_bits out = to_bits(v, S{});
-    std::memcpy(p, &out, n * sizeof(S));
+  S out[VecOf<S>::N];
+  store<S>(reinterpret_cast<char*>(out), v);
+  std::memcpy(p, out, n * sizeof(S));
+}
+// result(i), the vector from element i on, for n elements. The last vector covers some elements once more.
+template <class S, class F>
+IE_INLINE void store_results(char* p, int64_t n, F result) {
+  constexpr int64_t N = VecOf<S>::N;
+  int64_t i = 0;
+  for (; i + N <= n; i += N) store<S>(p + i * sizeof(S), result(i));
+  if (i == n) return;
+  if (n > N) {
+    store<S>(p + (n - N) * sizeof(S), result(n - N));
   } else {
-    store_bytes(p, v.v, static_cast<int>(n * sizeof(S)));
+    store_some<S>(p, result(0), n);
   }
 }
 template <class S>
@@ -246,24 +286,24 @@ struct Row {
         0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     using I = Vec<typename int_of_size<sizeof(C)>::type>;
     const V none(kMinusInf<C>);
-    V tops[2] = {top, none};
     const char* const m = mask == nullptr ? nullptr : mask + at * call.mask_stride;
     each_score<S>(call, from, n, m, call.mask_stride,
                   [&](int64_t i, V s, int64_t valid) __attribute__((always_inline)) {
                     if (valid < V::N)
                       s = select(I::load(kIndex) < I(static_cast<typename I::lane>(valid)), s, none);
                     s.store(to + i);
-                    tops[0] = max(s, tops[0]);
-                    std::swap(tops[0], tops[1]);
+                    top = max(s, top);
                   });
     for (int64_t i = (n + V::N - 1) / V::N * V::N; i % kLanes<C> != 0; i += V::N) none.store(to + i);
-    return max(tops[0], tops[1]);
+    return top;
   }
   // The exponentials of a block of scores, added to the partial sums, and left in place of the scores.
+  // Meanwhile the memory of the next row is asked for, which would idle else.
   template <bool Keep>
-  IE_INLINE void sum_block(C* p, int64_t n, V top, Lanes<C>& total) const {
+  IE_INLINE void sum_block(C* p, int64_t n, const char* next, V top, Lanes<C>& total) const {
     Lanes<C> part;
     for (int64_t i = 0; i < n; i += kLanes<C>) {
+      __builtin_prefetch(next + i * sizeof(S), 1);
 #pragma GCC unroll 4
       for (int k = 0; k < Lanes<C>::kVectors; ++k) {
         C* const at = p + i + k * V::N;
@@ -279,12 +319,11 @@ struct Row {
     S raw[kBlock];
     char* const to = x + at * call.stride;
     char* out = contiguous() ? to : reinterpret_cast<char*>(raw);
-    int64_t i = 0;
-    for (; i + V::N <= n; i += V::N)
-      store<S>(out + i * sizeof(S), finish<F>(V::load(p + i), top, sum, inverse));
-    if (i < n) store_some<S>(out + i * sizeof(S), finish<F>(V::load(p + i), top, sum, inverse), n - i);
+    store_results<S>(out, n, [&](int64_t i) __attribute__((always_inline)) {
+      return finish<F>(V::load(p + i), top, sum, inverse);
+    });
     if (contiguous()) return;
-    for (i = 0; i < n; ++i) std::memcpy(to + i * call.stride, raw + i, sizeof(S));
+    for (int64_t i = 0; i < n; ++i) std::memcpy(to + i * call.stride, raw + i, sizeof(S));
   }
 
   void run(bool held) const {
@@ -295,12 +334,15 @@ struct Row {
     for (int64_t at = 0; at < length; at += kBlock) top = fetch(at, block(at), place(at), top);
     top = V(fold<C, V::N>(top.v, [](auto a, auto b) { return a > b ? a : b; }));
     Lanes<C> total;
+    // The next row, or of short ones one farther on.
+    const int64_t ahead = std::max<int64_t>(1, kPrefetchAhead / (length * static_cast<int64_t>(sizeof(S))));
+    const char* const next = x + (call.dims > 0 ? call.step[0] * ahead : 0);
     for (int64_t at = 0; at < length; at += kBlock) {
       if (!held) fetch(at, block(at), place(at), top);
       if (held && !call.logarithm) {
-        sum_block<true>(place(at), block(at), top, total);
+        sum_block<true>(place(at), block(at), next + at * sizeof(S), top, total);
       } else {
-        sum_block<false>(place(at), block(at), top, total);
+        sum_block<false>(place(at), block(at), next + at * sizeof(S), top, total);
       }
     }
     V sum(total.sum());
@@ -337,7 +379,14 @@ struct Columns {
   int64_t count; // rows
   int64_t width; // the same in whole vectors
 
+  // Stretches of memory far apart, of which the processor foresees nothing.
+  IE_INLINE void prefetch_step(int64_t at) const {
+    const char* const p = x + (at + kStepsAhead) * call.stride;
+    for (int64_t i = 0; i < count; i += 64 / static_cast<int>(sizeof(S)))
+      __builtin_prefetch(p + i * sizeof(S), 1);
+  }
   IE_INLINE void fetch(int64_t at, C* to) const {
+    prefetch_step(at);
     const char* const m = mask == nullptr ? nullptr : mask + at * call.mask_stride;
     each_score<S>(call, x + at * call.stride, count, m, call.mask_step[0],
                   [&](int64_t i, V s, int64_t) __attribute__((always_inline)) { s.store(to + i); });
@@ -352,12 +401,9 @@ struct Columns {
   }
   template <Finish F>
   IE_INLINE void put(char* to, const C* p, const C* top, const C* sum, const C* inverse) const {
-    const auto result = [&](int64_t i) __attribute__((always_inline)) {
+    store_results<S>(to, count, [&](int64_t i) __attribute__((always_inline)) {
       return finish<F>(V::load(p + i), V::load(top + i), V::load(sum + i), V::load(inverse + i));
-    };
-    int64_t i = 0;
-    for (; i + V::N <= count; i += V::N) store<S>(to + i * sizeof(S), result(i));
-    if (i < count) store_some<S>(to + i * sizeof(S), result(i), count - i);
+    });
   }
   static void add(C* to, const C* from, int64_t n) {
     for (int64_t i = 0; i < n; i += V::N) (V::load(to + i) + V::load(from + i)).store(to + i);
@@ -402,6 +448,7 @@ struct Columns {
       high.store(top + i);
     }
     for (int64_t at = 0; at < length; ++at) {
+      if (held) prefetch_step(at);
       if (!held) fetch(at, place(at));
       char* const to = x + at * call.stride;
       switch (finish_of(call, held)) {
