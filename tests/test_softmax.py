@@ -117,12 +117,12 @@ def test_rows_side_by_side_have_the_bits_of_contiguous_ones(
     for n, columns in (
         *((n, 37) for n in (2, 3, 15, 16, 17, 64, 1023, 1024, 1025)),
         *((n, 150) for n in (5, 511, 512, 513, 1100)),
-        *((n, 33) for n in (held // 32, held // 32 + 1)),
-        *((n, 130) for n in (held // 32 - 1, held // 32 + 3)),
+        *((n, 33) for n in (held // 16, held // 16 + 1)),
+        *((n, 130) for n in (held // 16 - 1, held // 16 + 3)),
     ):
         x = make((n, columns), dtype, "rows", seed=n, specials=0.0005)
         want = x.t().clone(memory_format=torch.contiguous_format)
-        held_rows = n * 32 <= held
+        held_rows = n * 16 <= held
         check(name, x, 0, path="columns" if held_rows else "long_columns")
         check(name, want, -1, path="rows")
         assert matches(x.t(), want).all(), (n, columns)
@@ -309,7 +309,7 @@ def test_mask_of_long_rows(kind: str, dtype: torch.dtype, capability: str) -> No
         mask = torch.zeros(n).masked_fill(~mask, -INF).to(dtype)
     check("softmax_", x, mask=mask, path="long_rows")
     assert_near("softmax_", x, want)
-    n = HELD[dtype] // 16
+    n = HELD[dtype] // 8
     x = make((n, 40), dtype, specials=0)
     mask = torch.rand(n, 40) < 0.5
     want = reference("softmax_", x, 0, mask=mask)
@@ -388,7 +388,7 @@ def test_errors_are_no_larger_than_torchs(name: str, n: int, dtype: torch.dtype,
 @every_name
 def test_sixteen_bit_floats_are_rounded_once(name: str, capability: str) -> None:
     for dtype in HALVES:
-        for n, dim in ((100, 1), (HELD[dtype] + 9, 1), (300, 0), (HELD[dtype] // 16, 0)):
+        for n, dim in ((100, 1), (HELD[dtype] + 9, 1), (300, 0), (HELD[dtype] // 8, 0)):
             x = make((n, 40) if dim == 0 else (2, n), dtype, specials=0)
             wide = getattr(ie, name)(x.float(), dim)
             assert same_bits(check(name, x, dim), wide.to(dtype))

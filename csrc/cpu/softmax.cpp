@@ -27,7 +27,7 @@ template <class C>
 constexpr int64_t kHeld = kBuffer / static_cast<int64_t>(sizeof(C));
 // Rows side by side that are worked on together: at most, and at least if there are as many, since each step
 // along the row is another stretch of memory.
-constexpr int64_t kMaxColumns = 128, kMinColumns = 32;
+constexpr int64_t kMaxColumns = 128, kMinColumns = 16;
 
 // How many steps along such rows their memory is asked for ahead.
 constexpr int64_t kStepsAhead = 8;
@@ -103,7 +103,7 @@ IE_INLINE void normalize(Vec<C>& top, Vec<C>& sum) {
   sum = ((top - (n - part)) + (high - part)) + low;
   top = n;
 }
-// s - (high + low), rounded once; -inf stays.
+// s - (high + low), with hardly more than one rounding; -inf stays.
 template <class C>
 IE_INLINE Vec<C> difference(Vec<C> s, Vec<C> high, Vec<C> low) {
   const Vec<C> d = s - high, part = d - s;
@@ -148,6 +148,10 @@ struct Lanes {
 template <class S>
 IE_INLINE VecOf<S> load_some(const char* p, int64_t n) {
   if constexpr (is_half_v<S>) {
+#if defined(INPLACE_EXT_AVX512)
+    const __mmask16 first = static_cast<__mmask16>((1u << n) - 1);
+    return from_bits((half_bits)_mm256_maskz_loadu_epi16(first, p), S{});
+#endif
     S in[VecOf<S>::N] = {};
     std::memcpy(in, p, n * sizeof(S));
     return load<S>(reinterpret_cast<const char*>(in));
