@@ -28,6 +28,7 @@ from helpers import (
     VECTOR_BYTES,
     allowed,
     backend,
+    bits,
     check,
     default_args,
     dtype_name,
@@ -229,6 +230,59 @@ def test_operand_that_repeats_along_short_rows(name: str) -> None:
         args = [make((period,), torch.float32, "contiguous", k) for k in range(count)]
         with threads(2):
             check(name, x, *args, path=move_or(name, "staged"))
+
+
+@pytest.mark.parametrize("name", ["mul_", "copy_"])
+def test_number_for_each_row(name: str) -> None:
+    """Rows about the lengths at which they get a call each, short ones filled by vectors that overlap."""
+    for seed, columns in enumerate([1, 2, 7, 8, 15, 16, 17, 31, 33, 47, 48, 49, 63, 64, 65, 130, 700]):
+        for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.uint8, torch.bool):
+            if name == "mul_" and dtype == torch.bool:
+                continue
+            for rows in (1, 3, 1 + 1300 // columns):
+                x = make((2, rows, columns), dtype, ["contiguous", "offset", "rows"][seed % 3], seed)
+                other = operand_data(name, (rows, 1), dtype, seed, ["contiguous", "step"][seed % 2])
+                path = move_or(name, "staged") if rows > 1 and columns > 1 else None
+                check(name, x, other, path=path)
+
+
+def test_copies_between_layouts() -> None:
+    """Many dims, permuted and strided, on one side or both: arrays are gathered into and scattered from."""
+    shapes = [(3, 5, 7, 9, 11), (2, 3, 4, 5, 6, 7), (40, 3, 16), (1, 700, 3), (70, 1, 9, 2)]
+    for seed, shape in enumerate(shapes):
+        for k, dtype in enumerate([torch.float32, torch.float64, torch.bfloat16, torch.uint8]):
+            order = sorted(range(len(shape)), key=lambda d: (d * 7 + seed + k) % len(shape))
+            back = [order.index(d) for d in range(len(shape))]
+            permuted = make([shape[d] for d in order], dtype, "contiguous", seed).permute(back)
+            for layout in ("contiguous", "offset", "rows", "step", "transposed"):
+                check("copy_", make(shape, dtype, layout, seed), permuted, path="move")
+                source = make(shape, dtype, layout, seed + 1)
+                check("copy_", permuted.clone(memory_format=torch.preserve_format), source, path="move")
+                other = source.to(torch.float32 if dtype != torch.float32 else torch.float16)
+                check("copy_", make(shape, dtype, layout, seed), other, path="move")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int8], ids=dtype_name)
+def test_every_step_and_run(dtype: torch.dtype) -> None:
+    """Strides of all small steps, and short rows with gaps: what lies between keeps its bits."""
+    sizes = [1, 2, 15, 16, 17, 31, 32, 33, 47, 48, 64, 100, 511, 512, 513, 545, 1100]
+    for step, n in itertools.product((1, 2, 3, 4, 5, 6, 7, 8, 9, 17), sizes):
+        for shape, strides in (
+            ((n,), (step,)),
+            ((3, n), (n * step + 5, step)),
+            ((n, step), (step + 2, 1)),
+        ):
+            extent = 1 + sum((s - 1) * t for s, t in zip(shape, strides, strict=True))
+            base = make_data(extent + 80, dtype, n + step, 0.1)
+            x = base.as_strided(shape, strides, 40)
+            outside = torch.ones(len(base), dtype=torch.bool)
+            outside.as_strided(shape, strides, 40).fill_(False)
+            before = bits(base)[outside].clone()
+            check("mul_", x, 3)
+            source = make_data(x.numel(), dtype, 7, 0.1).view(shape)
+            check("copy_", x, source)
+            assert torch.equal(bits(base)[outside], before), (step, n, shape)
+            check("copy_", source, x)
 
 
 @each(OPS)

@@ -502,9 +502,7 @@ def pieces_for_lookup(array, add):
 
     def worst(f, center, c, lo, hi):
         xs = [center + lo + (hi - lo) * i / 200 for i in range(201)]
-        return max(
-            abs(sum(ci * (x - center) ** i for i, ci in enumerate(c)) / f(x) - 1) for x in xs if x > 0
-        )
+        return max(abs(sum(ci * (x - center) ** i for i, ci in enumerate(c)) / f(x) - 1) for x in xs if x > 0)
 
     # An odd function of floats in quarters of octaves from 2^-4 up; below it is the first piece about 0. The
     # row of a piece is what its bits from 21 upwards are modulo 32. A slope that is not 1 does without it.
@@ -559,8 +557,8 @@ def pieces_for_lookup(array, add):
             ],
         )
 
-    # erf of double in pieces of 49/128, the first about 0. The second center may not be above the multiple:
-    # twice its smallest number, from which it is subtracted exactly.
+    # erf of double in pieces of 49/128, the first about 0. The second center may not be above the multiple,
+    # which is twice the smallest number of the piece: the difference is exact.
     step, degree = mpf(49) / 128, 13
     coefficients, largest = [[mpf(0)] * 16 for _ in range(degree + 2)], mpf(0)
     for i in range(16):
@@ -582,7 +580,8 @@ def pieces_for_lookup(array, add):
             check = [mpf(0), c[1] + 1, *c[2:]]
         else:
             half = step / 2 * mpf("1.001")
-            c = [mpf(to_double(mp.erf(center))), *piece(mp.erf, center, range(degree), -half, half, to_double)]
+            rest = piece(mp.erf, center, range(degree), -half, half, to_double)
+            c = [mpf(to_double(mp.erf(center))), *rest]
             check = c
         largest = max(largest, worst(mp.erf, center, check, -center if i == 0 else -step / 2, step / 2))
         for k, v in enumerate([*c, center]):
@@ -592,8 +591,8 @@ def pieces_for_lookup(array, add):
         "double",
         coefficients,
         [
-            "erf a about centers near 49/128 i, the last row; in the first piece erf a - a, odd. Relative error",
-            f"{bits(largest)}.",
+            "erf a about centers near 49/128 i, the last row; in the first piece erf a - a, odd.",
+            f"Relative error {bits(largest)}.",
         ],
     )
 
@@ -622,8 +621,8 @@ def pieces_for_lookup(array, add):
         "float",
         coefficients,
         [
-            "P(X <= x) of a normal X about centers near 5/16 n, the last row, -14 <= n <= 17 in row n modulo 32;",
-            f"relative error {bits(largest)}.",
+            "P(X <= x) of a normal X about centers near 5/16 n, the last row; -14 <= n <= 17 is in row n",
+            f"modulo 32. Relative error {bits(largest)}.",
         ],
     )
 
@@ -653,13 +652,13 @@ def pieces_for_lookup(array, add):
         "float",
         coefficients,
         [
-            "e^(a^2/2) P(X > a) in sixteenths of octaves from 4 on about the centers in the last row, in the row",
-            f"that the bits from 19 upwards give modulo 32; relative error {bits(largest)}.",
+            "e^(a^2/2) P(X > a) in sixteenths of octaves from 4 on about the centers in the last row, in the",
+            f"row that the bits from 19 upwards give modulo 32. Relative error {bits(largest)}.",
         ],
     )
 
-    # Logarithms: c near the inverse of the middle of a piece of [0.75, 1.5), and -log c, which is a multiple of
-    # `unit` to many more bits than the type has. The pieces next to 1 have c = 1.
+    # Logarithms: c near the inverse of the middle of a piece of [0.75, 1.5), and -log c, which is a multiple
+    # of `unit` to many more bits than the type has. The pieces next to 1 have c = 1.
     ln2, ln10 = mp.log(2), mp.log(10)
     for suffix, ctype, count, unit, rounder, digits, tries in (
         ("F", "float", 32, mpf(2) ** -16, to_float, 24, 200),
@@ -700,9 +699,7 @@ def pieces_for_lookup(array, add):
 
         terms = 4 if suffix else 10
         for name, log in (("Log", mpf(1)), ("Log2", 1 / ln2), ("Log10", 1 / ln10)):
-            c = fit(
-                lambda r, log=log: part(r) * log, terms, lambda r: abs(r) + mpf("1e-4"), lo, hi, rounder
-            )
+            c = fit(lambda r, log=log: part(r) * log, terms, lambda r: abs(r) + mpf("1e-4"), lo, hi, rounder)
             e = max(
                 abs(r * (sum(ci * r**i for i, ci in enumerate(c)) / log - part(r)))
                 for r in (lo + (hi - lo) * i / 2001 for i in range(2002))
@@ -711,7 +708,7 @@ def pieces_for_lookup(array, add):
                 f"k{name}Piece{suffix}",
                 ctype,
                 c,
-                [f"(log(1 + r) - r log'(1)) / r^2 to the base of the name, relative error of the log {bits(e)}."],
+                [f"(log(1 + r) - r log'(1)) / r^2 to the base of the name; of the log, {bits(e)} relative."],
             )
 
     half = ln2 / 32 * mpf("1.001")

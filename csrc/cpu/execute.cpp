@@ -54,9 +54,104 @@ struct Patch {
   int64_t columns, column_stride;
   int64_t rows, row_stride;
 };
+// A few bytes, fewer than a call is worth.
+IE_INLINE void copy_run(char* dst, const char* src, int64_t bytes) {
+#if defined(INPLACE_EXT_AVX512)
+  for (; bytes > 0; bytes -= 64, dst += 64, src += 64) {
+    const __mmask64 some = bytes >= 64 ? ~__mmask64(0) : _bzhi_u64(~__mmask64(0), bytes);
+    _mm512_mask_storeu_epi8(dst, some, _mm512_maskz_loadu_epi8(some, src));
+  }
+#else
+  constexpr int64_t kWord = 16;
+  if (bytes >= kWord) { // the last word overlaps the one before it
+    for (int64_t i = 0; i + kWord <= bytes; i += kWord) std::memcpy(dst + i, src + i, kWord);
+    std::memcpy(dst + bytes - kWord, src + bytes - kWord, kWord);
+  } else {
+    for (int64_t i = 0; i < bytes; ++i) dst[i] = src[i];
+  }
+#endif
+}
+
+#if defined(INPLACE_EXT_AVX512)
+// Elements at every step-th place, 3 <= step <= 8, in blocks of `step` vectors, which hold as many of them as
+// one vector has lanes: masks that choose them, and how many the vectors before hold. What lies between is
+// neither read nor written.
+template <class T>
+struct NearPlaces {
+  static constexpr int kLanes = Vec<T>::N, kMaxStep = 8;
+  int64_t step;
+  uint16_t mask[kMaxStep] = {};
+  int before[kMaxStep] = {};
+  constexpr NearPlaces(int64_t s) : step(s) {
+    int found = 0;
+    for (int k = 0; k < step; ++k) {
+      before[k] = found;
+      for (int lane = 0; lane < kLanes; ++lane) {
+        if ((k * kLanes + lane) % step == 0) mask[k] |= 1 << lane, ++found;
+      }
+    }
+  }
+  // Of a stride in bytes; null where it is another.
+  static const NearPlaces* find(int64_t stride) {
+    if constexpr (sizeof(T) >= 4) {
+      static constexpr NearPlaces kSteps[] = {3, 4, 5, 6, 7, 8};
+      constexpr int64_t kItem = sizeof(T);
+      if (stride % kItem == 0 && stride >= 3 * kItem && stride <= kMaxStep * kItem)
+        return &kSteps[stride / kItem - 3];
+    }
+    return nullptr;
+  }
+  // As many whole blocks of the n elements as leave room for a vector behind the last; how many elements.
+  int64_t gather(T* out, const T* p, int64_t n) const {
+    int64_t done = 0;
+    for (; done + 2 * kLanes <= n; done += kLanes, p += step * kLanes) {
+      for (int k = 0; k < step; ++k) {
+        T* const to = out + done + before[k];
+        if constexpr (sizeof(T) == 4) {
+          const __m512i v = _mm512_maskz_loadu_epi32(mask[k], p + k * kLanes);
+          _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(mask[k], v));
+        } else {
+          const __m512i v = _mm512_maskz_loadu_epi64(mask[k], p + k * kLanes);
+          _mm512_storeu_si512(to, _mm512_maskz_compress_epi64(mask[k], v));
+        }
+      }
+    }
+    return done;
+  }
+  int64_t scatter(T* p, const T* in, int64_t n) const {
+    int64_t done = 0;
+    for (; done + 2 * kLanes <= n; done += kLanes, p += step * kLanes) {
+      for (int k = 0; k < step; ++k) {
+        const __m512i v = _mm512_loadu_si512(in + done + before[k]);
+        if constexpr (sizeof(T) == 4) {
+          _mm512_mask_storeu_epi32(p + k * kLanes, mask[k], _mm512_maskz_expand_epi32(mask[k], v));
+        } else {
+          _mm512_mask_storeu_epi64(p + k * kLanes, mask[k], _mm512_maskz_expand_epi64(mask[k], v));
+        }
+      }
+    }
+    return done;
+  }
+};
+#else
+template <class T>
+struct NearPlaces {
+  static const NearPlaces* find(int64_t) {
+    return nullptr;
+  }
+  int64_t gather(T*, const T*, int64_t) const {
+    return 0;
+  }
+  int64_t scatter(T*, const T*, int64_t) const {
+    return 0;
+  }
+};
+#endif
+
 template <class T>
 void gather(char* dst, const Patch& from) {
   T* out = reinterpret_cast<T*>(dst);
+  const NearPlaces<T>* const near = NearPlaces<T>::find(from.column_stride);
   for (int64_t r = 0; r < from.rows; ++r) {
     const char* p = from.p + r * from.row_stride;
     if (from.column_stride == 2 * static_cast<int64_t>(sizeof(T))) {
@@ -66,7 +161,9 @@ void gather(char* dst, const Patch& from) {
       out += from.columns;
       continue;
     }
-    if (from.column_stride == 0) {
+    if (from.column_stride == static_cast<int64_t>(sizeof(T))) {
+      copy_run(reinterpret_cast<char*>(out), p, from.columns * sizeof(T));
+    } else if (from.column_stride == 0) {
       T value;
       std::memcpy(&value, p, sizeof(T));
       // In whole vectors as long as the rows to come write over what is too much.
@@ -76,8 +173,10 @@ void gather(char* dst, const Patch& from) {
       for (; room && c < from.columns; c += Vec<T>::N) v.store(out + c);
       for (; c < from.columns; ++c) out[c] = value;
     } else {
+      int64_t c = near ? near->gather(out, reinterpret_cast<const T*>(p), from.columns) : 0;
+      p += c * from.column_stride;
 #pragma GCC unroll 4
-      for (int64_t c = 0; c < from.columns; ++c, p += from.column_stride) std::memcpy(out + c, p, sizeof(T));
+      for (; c < from.columns; ++c, p += from.column_stride) std::memcpy(out + c, p, sizeof(T));
     }
     out += from.columns;
   }
@@ -113,6 +212,7 @@ int64_t scatter_every_other(T* p, const T* in, int64_t n) {
 template <class T>
 void scatter(const Patch& to, const char* src) {
   const T* in = reinterpret_cast<const T*>(src);
+  const NearPlaces<T>* const near = NearPlaces<T>::find(to.column_stride);
   for (int64_t r = 0; r < to.rows; ++r) {
     char* p = to.p + r * to.row_stride;
     if (to.column_stride == 2 * static_cast<int64_t>(sizeof(T))) {
@@ -121,8 +221,15 @@ void scatter(const Patch& to, const char* src) {
       in += to.columns;
       continue;
     }
+    if (to.column_stride == static_cast<int64_t>(sizeof(T))) {
+      copy_run(p, reinterpret_cast<const char*>(in), to.columns * sizeof(T));
+      in += to.columns;
+      continue;
+    }
+    int64_t c = near ? near->scatter(reinterpret_cast<T*>(p), in, to.columns) : 0;
+    p += c * to.column_stride;
 #pragma GCC unroll 4
-    for (int64_t c = 0; c < to.columns; ++c, p += to.column_stride) std::memcpy(p, in + c, sizeof(T));
+    for (; c < to.columns; ++c, p += to.column_stride) std::memcpy(p, in + c, sizeof(T));
     in += to.columns;
   }
 }
