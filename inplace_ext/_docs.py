@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from inplace_ext._table import Op
+from inplace_ext._table import ROWS, Op
 
 _SHAPE_ERROR = "RuntimeError: the result of broadcasting has another shape than ``input``."
 _CAST_ERROR = "RuntimeError: the result type cannot be cast to the dtype of ``input``."
@@ -34,11 +34,12 @@ def docstring(op: Op) -> str:
     lines.append("Errors, each raised before anything is written:")
     errors = [*op.errors, _TYPE_ERROR]
     if op.takes_tensors:
-        errors += [_CAST_ERROR, _SHAPE_ERROR]
+        # Along a dim the only tensor beside input is a mask, which is read as it is.
+        errors += [_SHAPE_ERROR] if op.name in ROWS else [_CAST_ERROR, _SHAPE_ERROR]
     errors.append(_AUTOGRAD_ERROR)
     if op.name not in ("fill_", "zero_"):
         errors.append(_OVERLAP_ERROR)
-        if op.takes_tensors:
+        if op.takes_tensors and op.name not in ROWS:
             errors.append(_SHARED_ERROR)
     lines += [f"    {error}" for error in errors]
     if op.kernel:
@@ -46,6 +47,8 @@ def docstring(op: Op) -> str:
     else:
         lines.append("Source: torch.")
     same = f":func:`{op.like}`, in place" if op.like else f":meth:`torch.Tensor.{op.name}`"
+    if op.name in ROWS:
+        same = f":func:`{op.like}` of the scores, in place"
     lines += ["", f"Same as {same}.", "", *example(op)]
     return "\n".join(lines) + "\n"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from inplace_ext._table import OPS
+from inplace_ext._table import ALL_OPS
 
 # Subclasses mean something to those who raise them, and may not be made from a message alone.
 _EXPLAINED = (
@@ -44,6 +44,7 @@ _HINTS = (
     (r"alpha must not be", "Give an integer alpha, or convert input to a floating point dtype."),
     (r"Boolean alpha", "Give alpha as a number."),
     (r"At least one of 'min' or 'max'", "Give min, max or both."),
+    (r"Dimension out of range", "Give a dim that input has."),
     (r"not implemented for|not intended to support",
      "Convert input to a dtype that the documentation of the operation lists."),
 )  # fmt: skip
@@ -69,7 +70,7 @@ def explain(
 def _message(
     said: str, kind: type[BaseException], name: str, args: Sequence[object], kwargs: Mapping[str, object]
 ) -> str:
-    op = OPS[name]
+    op = ALL_OPS[name]
     labels = [
         *op.positional_names,
         *(f"argument {i + 1}" for i in range(len(op.positional_names), len(args))),

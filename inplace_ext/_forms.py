@@ -106,3 +106,44 @@ def silu_(input: torch.Tensor) -> torch.Tensor:
 
 def mish_(input: torch.Tensor) -> torch.Tensor:
     return F.mish(input, inplace=True)
+
+
+def _scores(input: torch.Tensor, dim: int, scale: Number, mask: torch.Tensor | None) -> torch.Tensor:
+    """What softmax is taken of: scaled and masked, by way of float32 where ``input`` has 16 bits."""
+    if not isinstance(input, torch.Tensor):
+        raise TypeError(f"input must be a torch.Tensor, not {type(input).__name__}")
+    if not isinstance(scale, (int, float)):
+        raise TypeError(f"scale must be a number, not {type(scale).__name__}")
+    if mask is not None and not isinstance(mask, torch.Tensor):
+        raise TypeError(f"mask must be a torch.Tensor or None, not {type(mask).__name__}")
+    if mask is not None and not (mask.dtype == torch.bool or mask.dtype.is_floating_point):
+        raise TypeError(f"mask must be a bool or floating tensor, not {mask.dtype}")
+    if not input.dtype.is_floating_point:
+        torch.softmax(input, dim)  # which raises: scaled, an integer tensor would pass
+    if scale == 1 and mask is None:
+        return input
+    scores = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
+    if scale != 1:
+        scores = scores * scale
+    if mask is None:
+        return scores
+    mask = mask.expand(input.shape)
+    return scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+
+
+def softmax_(
+    input: torch.Tensor, dim: int = -1, *, scale: Number = 1.0, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    return _assign(input, torch.softmax(_scores(input, dim, scale, mask), dim))
+
+
+def log_softmax_(
+    input: torch.Tensor, dim: int = -1, *, scale: Number = 1.0, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    return _assign(input, torch.log_softmax(_scores(input, dim, scale, mask), dim))
+
+
+def softmax_relu_(
+    input: torch.Tensor, dim: int = -1, *, scale: Number = 1.0, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    return _assign(input, torch.relu(torch.softmax(_scores(input, dim, scale, mask), dim)))

@@ -12,7 +12,7 @@ from inplace_ext import _compile, _native
 from inplace_ext._delegate import delegate, is_division, torch_method
 from inplace_ext._docs import docstring
 from inplace_ext._errors import explain
-from inplace_ext._table import OPS, Op
+from inplace_ext._table import ALL_OPS, Op
 
 
 def _fallback(op: Op) -> Callable[..., Any]:
@@ -51,11 +51,11 @@ def _make(op: Op) -> Callable[..., Any]:
     return function
 
 
-_functions = {name: _make(op) for name, op in OPS.items()}
+_functions = {name: _make(op) for name, op in ALL_OPS.items()}
 globals().update(_functions)
 __all__ = list(_functions)
 
 if _native.module is not None:
     _native.module.set_error_hook(explain)
     # Dynamo traces the Python functions by itself.
-    _compile.register({function: torch_method(OPS[name]) for name, function in _functions.items()})
+    _compile.register({function: torch_method(ALL_OPS[name]) for name, function in _functions.items()})

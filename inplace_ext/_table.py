@@ -411,6 +411,39 @@ def _resolve(lines: list[Op]) -> dict[str, Op]:
 
 OPS = _resolve(_LINES)
 
+SOFTMAX = ("dim: int = -1, *, scale: float = 1.0, mask: Tensor | None = None",)
+SCORES = (
+    "s = scale * x, then -inf where a bool ``mask`` is False, or s + ``mask`` where it is floating.",
+    "A row is the elements along ``dim``; one with NaN, inf or nothing but -inf becomes NaN, as in torch.",
+)
+SUMMED = "torch's, that of rounding s - max(s); on average no more than torch's"
+ROW_ERRORS = (
+    "IndexError: ``input`` has no such ``dim``.",
+    "NotImplementedError: ``input`` is not floating.",
+    "TypeError: ``scale`` is no real number, or ``mask`` is neither bool nor floating.",
+)
+
+#: Operations along a dim, where an element depends on those of its row. The fields mean what they do above.
+ROWS = _resolve([
+    Op("softmax_", SOFTMAX, "Softmax along ``dim``", "e ** s / sum(e ** s), over the row of x", "float",
+       "[0.0, 1.0, 2.0]", "[0.0900, 0.2447, 0.6652]", ulp=SUMMED, notes=SCORES, errors=ROW_ERRORS,
+       like="torch.softmax"),
+    Op("log_softmax_", SOFTMAX, "Logarithm of the softmax along ``dim``",
+       "s - ln(sum(e ** s)), over the row of x", "float",
+       "[0.0, 1.0, 2.0]", "[-2.4076, -1.4076, -0.4076]", ulp=SUMMED, notes=SCORES, errors=ROW_ERRORS,
+       like="torch.log_softmax"),
+    Op("softmax_relu_", SOFTMAX, "Softmax along ``dim``, then relu",
+       "max(e ** s / sum(e ** s), 0), over the row of x", "float",
+       "[1.0, 1.0, 5.0], mask=[True, True, False]", "[0.5000, 0.5000, 0.0000]", ulp=SUMMED,
+       notes=(*SCORES,
+              "softmax is never negative: the relu costs nothing and changes no value. What is saved next to",
+              "``relu_(softmax(x))`` is the second pass over memory and the buffer for the softmax."),
+       errors=ROW_ERRORS, like="torch.softmax"),
+])  # fmt: skip
+
+#: Every public operation.
+ALL_OPS = {**OPS, **ROWS}
+
 #: In-place methods of ``torch.Tensor`` that are not elementwise operations, and why.
 EXCLUDED = {
     "not data": "as_strided_ detach_ requires_grad_ resize_ resize_as_ resize_as_sparse_ set_ share_memory_ "

@@ -14,7 +14,10 @@ def last_path() -> str:
     The part before the colon is the instruction set, the one after it the kind of kernel: ``loop`` over
     contiguous tensors, ``streaming`` over several that no cache holds (AVX2 code under AVX-512), ``staged``
     through buffers, ``blocked`` for a transposed tensor, ``program`` for a chain, ``move`` for fills and
-    copies, ``streaming`` for those that write past the caches.
+    copies, ``streaming`` for those that write past the caches. Of the operations along a dim: ``rows`` for
+    contiguous rows that a buffer in cache holds, ``columns`` for rows side by side, one in each lane, and
+    ``gathered_rows`` for those of any other layout; ``long_rows``, ``long_columns`` and
+    ``long_gathered_rows`` where the buffer holds a part at a time.
     """
     return "torch" if _native.module is None else str(_native.module.last_path())
 

@@ -37,6 +37,7 @@ from helpers import (
 )
 
 import inplace_ext as ie
+from inplace_ext._table import OPS as TABLE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -106,7 +107,7 @@ def test_special_values(name: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-@pytest.mark.parametrize("name", [n for n in OTHERS if "other" in ie._ops.OPS[n].parameter_names])
+@pytest.mark.parametrize("name", [n for n in OTHERS if "other" in TABLE[n].parameter_names])
 def test_mixed_dtypes(name: str, dtype: torch.dtype) -> None:
     """Operands of every dtype, with dims and without; numbers in range and out of it."""
     native = 0
@@ -217,7 +218,7 @@ def test_addcmul_and_lerp_round_as_torch(dtype: torch.dtype) -> None:
 def test_broadcast_operands_of_x_without_dims(name: str) -> None:
     """No dims, no elements, one element."""
     for dtype in (torch.float32, torch.bfloat16, torch.int16):
-        if dtype_name(dtype) not in ie._ops.OPS[name].dtype_names:
+        if dtype_name(dtype) not in TABLE[name].dtype_names:
             continue
         for shape in ((), (0,), (0, 3), (1, 1)):
             for seed in range(2):

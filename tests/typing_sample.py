@@ -20,6 +20,7 @@ def use(x: Tensor, weight: nn.Parameter) -> Tensor:
     ie.lerp_(x, x, 0.5)
     ie.addcmul_(x, x, x, value=1j)
     ie.round_(x, decimals=2)
+    assert_type(ie.softmax_(weight, 0, scale=0.5, mask=x > 0), nn.Parameter)
     version: str = ie.__version__
     print(version, ie.info().capability, len(ie.__all__))
     return ie.relu_(ie.neg_(x))
@@ -31,6 +32,7 @@ def misuse(x: Tensor) -> None:
     ie.clamp_(x, 0, x)  # type: ignore[call-overload]
     ie.div_(x, 2, rounding_mode="ceil")  # type: ignore[arg-type]
     ie.atan2_(x, 1)  # type: ignore[arg-type]
+    ie.softmax_(x, 0, 0.5)  # type: ignore[call-arg]
     ie.no_such_operation_(x)  # type: ignore[attr-defined]
 
 

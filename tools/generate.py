@@ -44,11 +44,11 @@ def stub() -> str:
         'Approximate: TypeAlias = Literal["none", "tanh"]',
         "",
         "__all__ = [  # noqa: RUF022",
-        *(f'    "{name}",' for name in table.OPS),
+        *(f'    "{name}",' for name in table.ALL_OPS),
         "]",
         "",
     ]
-    for op in table.OPS.values():
+    for op in table.ALL_OPS.values():
         for overload in op.overloads:
             if len(op.overloads) > 1:
                 lines.append("@overload")
@@ -78,6 +78,11 @@ def operations() -> str:
             cells = [", ".join(names), formula, op.dtypes.replace(" ", ", "), *([op.ulp] if native else [])]
             lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
+    lines += ["Along a dim, with kernels of their own:", ""]
+    lines += ["| operation | formula | dtypes | maximum error |", "| --- | --- | --- | --- |"]
+    for op in table.ROWS.values():
+        lines.append(f"| `{op.name}` | `{op.formula}` | {op.dtypes} | {op.ulp} |")
+    lines.append("")
     groups = [f"{name} is {', '.join(members)}" for name, members in table.DTYPE_GROUPS.items()]
     lines.append(f"x is an element of the input; {'; '.join(groups)}.")
     return "\n".join(lines) + "\n"

@@ -737,7 +737,8 @@ Binder find_binder(const std::string& name, Op& op) {
   for (const auto& entry : kBinders) {
     if (name == entry.name) return entry.binder;
   }
-  if (op == Op::count || !is_public(op)) return nullptr;
+  if (op == Op::count) return find_row_binder(name);
+  if (!is_public(op)) return nullptr;
   return kOpInfo[static_cast<int>(op)].form == Form::kUnary ? bind_unary : bind_binary;
 }
 

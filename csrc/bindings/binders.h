@@ -16,8 +16,10 @@ using Binder = Outcome (*)(Op op, Slots slots);
 
 // The binder of a public operation and what to give it as `op`; null where there is no kernel of the name.
 Binder find_binder(const std::string& name, Op& op);
+// The same of an operation on rows, which is not in the table of elementwise ones.
+Binder find_row_binder(const std::string& name);
 
-// Names that have kernels of their own.
+// Names that have elementwise kernels of their own.
 std::vector<std::string> native_names();
 
 } // namespace inplace_ext

@@ -43,7 +43,9 @@ void use_capability(const std::string& name) {
 }
 
 std::string path_name() {
-  static const char* const names[] = {"loop", "staged", "blocked", "program", "move", "streaming"};
+  static const char* const names[] = {"loop",    "staged",       "blocked",       "program",
+                                      "move",    "streaming",    "rows",          "long_rows",
+                                      "columns", "long_columns", "gathered_rows", "long_gathered_rows"};
   switch (last_path.taken) {
     case Taken::none:
       return "";

@@ -1,7 +1,6 @@
 #include "tensors.h"
 
 #include <ATen/MemoryOverlap.h>
-#include <ATen/Parallel.h>
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
@@ -15,6 +14,7 @@
 #include <numeric>
 
 #include "overlap.h"
+#include "parallel.h"
 
 namespace inplace_ext {
 
@@ -28,10 +28,6 @@ thread_local LastPath last_path;
 
 namespace {
 
-// Elements of a cheap operation that are worth a second thread, as in torch.
-constexpr int64_t kGrain = 32768;
-// Work below this many element-costs is over before another thread could take the GIL.
-constexpr int64_t kKeepGil = 8192;
 // Bytes of all tensors together from which a cheap loop over several of them is left to streaming_kernels.
 constexpr int64_t kStreamingBytes = 4 << 20;
 // An operand that shares memory with the tensor is copied first if it is no larger than this.
@@ -66,36 +62,9 @@ int cost_of(const Program& program) {
   return std::max(cost, 1);
 }
 
-// Runs f over [0, n), on several threads where the work is worth it, without the GIL where it is long.
-template <class F>
-void parallel(int64_t n, int cost, const F& f) {
-  if (n * cost <= kKeepGil) {
-    if (n > 0) f(0, n); // an empty tensor may have no memory to point to
-    return;
-  }
-  PyThreadState* state = PyEval_SaveThread();
-  try {
-    at::parallel_for(0, n, std::max<int64_t>(kGrain / cost, 1), f);
-  } catch (...) {
-    PyEval_RestoreThread(state);
-    throw;
-  }
-  PyEval_RestoreThread(state);
-}
-
 // The same elements at the same places: any order of the dims will do.
 bool same_layout(const at::Tensor& a, const at::Tensor& b) {
   return a.sizes() == b.sizes() && a.strides() == b.strides();
-}
-
-bool broadcasts_to(const at::Tensor& t, const at::Tensor& x) {
-  const auto from = t.sizes(), to = x.sizes();
-  if (from.size() > to.size()) return false;
-  for (size_t i = 1; i <= from.size(); ++i) {
-    const int64_t size = from[from.size() - i];
-    if (size != 1 && size != to[to.size() - i]) return false;
-  }
-  return true;
 }
 
 // The common index space of x and the tensors that broadcast to it: dims ordered by the strides of x, so that
@@ -184,6 +153,16 @@ Outcome run_on(const Program& program, const at::Tensor* const* tensors, const D
 }
 
 } // namespace
+
+bool broadcasts_to(const at::Tensor& t, const at::Tensor& x) {
+  const auto from = t.sizes(), to = x.sizes();
+  if (from.size() > to.size()) return false;
+  for (size_t i = 1; i <= from.size(); ++i) {
+    const int64_t size = from[from.size() - i];
+    if (size != 1 && size != to[to.size() - i]) return false;
+  }
+  return true;
+}
 
 bool to_dtype(at::ScalarType type, DType& out) {
   switch (type) {

@@ -51,6 +51,9 @@ const at::Tensor* plain_tensor(PyObject* object);
 // The same for the tensor that is written: in addition no two of its elements may share memory.
 const at::Tensor* writable_tensor(PyObject* object);
 
+// Whether an in-place operation on x may have t as an operand: t broadcasts to x and leaves its shape.
+bool broadcasts_to(const at::Tensor& t, const at::Tensor& x);
+
 // An operand of an operation: absent, a number in the form of the compute type, or a tensor.
 struct Argument {
   Operand kind = Operand::none;

@@ -65,8 +65,39 @@ struct Space {
   }
 };
 
+// softmax or log_softmax of each row: the elements along one dim, at each index of the other dims.
+struct Softmax {
+  bool logarithm;
+  DType dtype, mask_dtype; // the mask is of bools or of the dtype
+  char* data;
+  const char* mask; // null where there is none
+  double scale;
+  int64_t length, stride, mask_stride; // along the dim; strides in bytes
+  int dims;                            // the others, already merged where they can be; dim 0 is the innermost
+  int64_t size[kMaxDims], step[kMaxDims], mask_step[kMaxDims];
+
+  int64_t rows() const {
+    int64_t n = 1;
+    for (int d = 0; d < dims; ++d) n *= size[d];
+    return n;
+  }
+};
+
 // Which way an execution went; tests ask for it.
-enum class Path : uint8_t { loop, staged, blocked, program, move, streaming };
+enum class Path : uint8_t {
+  loop,
+  staged,
+  blocked,
+  program,
+  move,
+  streaming,
+  rows,
+  long_rows,
+  columns,
+  long_columns,
+  gathered_rows,
+  long_gathered_rows,
+};
 
 // One operation over contiguous arrays of its dtype, a mask in bytes:
 // x[i] = op(x[i], b[i] or scalar[0], c[i] or scalar[1], scalar[2]).
@@ -75,7 +106,7 @@ using LoopFn = void (*)(void* x, const void* b, const void* c, const Scalar* sca
 enum LoopVariant { kTensorOperands = 0, kScalarB = 1, kScalarC = 2, kLoopVariants = 4 };
 
 // What a CPU kernel library exports, one library per instruction set.
-constexpr uint32_t kAbiVersion = 3;
+constexpr uint32_t kAbiVersion = 4;
 struct CpuKernels {
   uint32_t abi;
   int vector_bytes;
@@ -90,6 +121,8 @@ struct CpuKernels {
   void (*convert)(void* dst, DType dst_dtype, const void* src, DType src_dtype, int64_t n, bool stream);
   // True if an array of the integer type holds a zero: asked before a division writes anything.
   bool (*contains_zero)(const void* x, DType dtype, int64_t n);
+  // Works on rows [begin, end); ranges that do not meet may run concurrently.
+  Path (*softmax)(const Softmax&, int64_t begin, int64_t end);
 };
 
 } // namespace inplace_ext
