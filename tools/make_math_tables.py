@@ -499,9 +499,7 @@ def rounded_one_by_one(target, count, weight, lo, hi, rounder):
     c = []
     for k in range(count):
         open_ = range(k, count)
-        rows = [
-            [sum(wi * b[i] * b[j] for wi, b in zip(w, basis, strict=True)) for j in open_] for i in open_
-        ]
+        rows = [[sum(wi * b[i] * b[j] for wi, b in zip(w, basis, strict=True)) for j in open_] for i in open_]
         rhs = [sum(wi * b[i] * r for wi, b, r in zip(w, basis, rest, strict=True)) for i in open_]
         c.append(mpf(rounder(solve(rows, rhs)[0] / unit**k)))
         rest = [r - c[k] * x**k for r, x in zip(rest, grid, strict=True)]

@@ -54,22 +54,25 @@ struct Patch {
   int64_t columns, column_stride;
   int64_t rows, row_stride;
 };
-// A few bytes, fewer than a call is worth.
+// A few bytes, fewer than a call is worth: in words, of which the last overlaps the one before it. No masked
+// stores: loads of what lies beside them wait.
+template <class Word>
+IE_INLINE void copy_words(char* dst, const char* src, int64_t bytes) {
+  constexpr int64_t kSize = sizeof(Word);
+  for (int64_t i = 0; i + kSize <= bytes; i += kSize) std::memcpy(dst + i, src + i, kSize);
+  std::memcpy(dst + bytes - kSize, src + bytes - kSize, kSize);
+}
 IE_INLINE void copy_run(char* dst, const char* src, int64_t bytes) {
-#if defined(INPLACE_EXT_AVX512)
-  for (; bytes > 0; bytes -= 64, dst += 64, src += 64) {
-    const __mmask64 some = bytes >= 64 ? ~__mmask64(0) : _bzhi_u64(~__mmask64(0), bytes);
-    _mm512_mask_storeu_epi8(dst, some, _mm512_maskz_loadu_epi8(some, src));
-  }
-#else
-  constexpr int64_t kWord = 16;
-  if (bytes >= kWord) { // the last word overlaps the one before it
-    for (int64_t i = 0; i + kWord <= bytes; i += kWord) std::memcpy(dst + i, src + i, kWord);
-    std::memcpy(dst + bytes - kWord, src + bytes - kWord, kWord);
+  using Wide = raw_vector<uint8_t, 16>::type;
+  if (bytes >= 16) {
+    copy_words<Wide>(dst, src, bytes);
+  } else if (bytes >= 8) {
+    copy_words<uint64_t>(dst, src, bytes);
+  } else if (bytes >= 4) {
+    copy_words<uint32_t>(dst, src, bytes);
   } else {
     for (int64_t i = 0; i < bytes; ++i) dst[i] = src[i];
   }
-#endif
 }
 
 #if defined(INPLACE_EXT_AVX512)
