@@ -586,6 +586,7 @@ def test_form_and_fallback(name: str) -> None:
 # ---- memory -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.nosanitize  # which keeps what is freed
 def test_memory_does_not_grow() -> None:
     """The peak of a process that works on 256 MiB, along every kind of dim."""
     if not CAPABILITIES:

@@ -281,7 +281,7 @@ IE_INLINE Vec<T> sigmoid(Vec<T> x) {
   if constexpr (!kHasFma && sizeof(T) == 4) {
     return math::logistic_in_double(x, false);
   } else if constexpr (!kHasFma) {
-    return math::sigmoid_special(x);
+    return math::map_long_double([](long double v) { return 1 / (1 + std::exp(-v)); }, x);
   } else {
     const Vec<T> r = math::over_one_plus(Vec<T>(T(1)), math::ordinary_exp(-x));
     const Vec<T> a = abs(x), bound(-math::exp_limits<T>::kExpm1Low);
