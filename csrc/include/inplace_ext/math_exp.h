@@ -126,20 +126,27 @@ IE_INLINE Vec<T> tanh(Vec<T> x) {
 
 namespace math {
 
-// 1 / a for normal a, nearly: where a remainder makes good what is missing. An estimate of 14 bits, which
-// Newton's step doubles, costs less than a division where there is one.
-template <class T>
-IE_INLINE Vec<T> inverse_of(Vec<T> a) {
 #if defined(INPLACE_EXT_AVX512)
-  const Vec<T> one(T(1));
+// 1 / a for normal a to 14 bits, for double to 28: where a remainder doubles them.
+template <class T>
+IE_INLINE Vec<T> estimated_inverse(Vec<T> a) {
   Vec<T> r;
   if constexpr (sizeof(T) == 4) {
     r.v = _mm512_rcp14_ps(a.v);
   } else {
     r.v = _mm512_rcp14_pd(a.v);
-    r = fma(fma(-r, a, one), r, r);
+    r = fma(fma(-r, a, Vec<T>(T(1))), r, r);
   }
-  return fma(fma(-r, a, one), r, r);
+  return r;
+}
+#endif
+// The same, nearly to the last bit: where a remainder makes good what is missing. An estimate, which Newton's
+// step doubles, costs less than a division where there is one.
+template <class T>
+IE_INLINE Vec<T> inverse_of(Vec<T> a) {
+#if defined(INPLACE_EXT_AVX512)
+  const Vec<T> r = estimated_inverse(a);
+  return fma(fma(-r, a, Vec<T>(T(1))), r, r);
 #else
   return Vec<T>(T(1)) / a;
 #endif
@@ -191,13 +198,7 @@ struct Logistic {
     const Vec<T> one(T(1)), z = scale(p, e), top = select(x < Vec<T>(T(0)), z, one);
     const Vec<T> bottom = one + z;
 #if defined(INPLACE_EXT_AVX512)
-    // An estimate of 14 bits, of 28 for double, which the remainder doubles.
-    if constexpr (sizeof(T) == 4) {
-      inverse.v = _mm512_rcp14_ps(bottom.v);
-    } else {
-      inverse.v = _mm512_rcp14_pd(bottom.v);
-      inverse = fma(fma(-inverse, bottom, one), inverse, inverse);
-    }
+    inverse = estimated_inverse(bottom);
     q = top * inverse;
 #else
     // For the correction alone, which is small, any inverse will do.
@@ -227,16 +228,10 @@ namespace math {
 template <class T>
 IE_INLINE Vec<T> over_one_plus(Vec<T> a, Vec<T> z) {
   const Vec<T> one(T(1)), b = one + z, gained = (b - max(one, z)) - min(one, z);
-  Vec<T> inverse;
 #if defined(INPLACE_EXT_AVX512)
-  if constexpr (sizeof(T) == 4) {
-    inverse.v = _mm512_rcp14_ps(b.v);
-  } else {
-    inverse.v = _mm512_rcp14_pd(b.v);
-    inverse = fma(fma(-inverse, b, one), inverse, inverse);
-  }
+  const Vec<T> inverse = estimated_inverse(b);
 #else
-  inverse = one / b;
+  const Vec<T> inverse = one / b;
 #endif
   const Vec<T> q = a * inverse;
   return fma(fma(q, gained, fma(-q, b, a)), inverse, q);
