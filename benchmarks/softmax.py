@@ -9,13 +9,13 @@ relu: what is left of the gain for one who keeps a buffer.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
-from harness import compare
+from harness import compare, report
 
 import inplace_ext as ie
 from inplace_ext import testing
@@ -73,47 +73,11 @@ def measure(case: Case) -> tuple[list[float], str]:
     return times, path
 
 
-def missed_by(case: Case, times: list[float]) -> list[str]:
-    names = ("relu_(softmax(x))", "softmax(x, out=ready)")
-    return [
-        f"{case.label}: {theirs / times[0]:.2f} times {name}, of at least {floor}"
-        for theirs, name, floor in zip(times[1:], names, case.floors, strict=True)
-        if theirs / times[0] < floor
-    ]
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--case", help="only those whose label contains this")
-    parser.add_argument("--check", action="store_true", help="exit with 1 where a floor is missed")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    print(f"torch {torch.__version__}, {ie.info().capability} kernels, {options.threads} thread(s)")
-    header = (
-        f"{'case':24} {'ours':>11} {'relu_(softmax)':>14} {'into ready':>11} {'ratio':>7} {'ratio':>7}  path"
-    )
-    print(header + "\n" + "-" * len(header))
-    missed: list[str] = []
-    for case in CASES:
-        if options.case and options.case not in case.label:
-            continue
-        times, path = measure(case)
-        if missed_by(case, times):  # once more: noise passes, a loss stays
-            again = measure(case)[0]
-            times = min(times, again, key=lambda t: len(missed_by(case, t)))
-        missed += missed_by(case, times)
-        ours, relu, out = times
-        print(
-            f"{case.label:24} {ours * 1e6:9.1f}us {relu * 1e6:12.1f}us {out * 1e6:9.1f}us "
-            f"{relu / ours:7.2f} {out / ours:7.2f}  {path}",
-            flush=True,
-        )
-    print(f"\n{len(missed)} floor(s) missed" + "".join(f"\n  {line}" for line in missed))
-    return 1 if options.check and missed else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(
+        report(
+            __doc__ or "",
+            [(case.label, partial(measure, case), case.floors) for case in CASES],
+            ("relu_(softmax)", "softmax(out=)"),
+        )
+    )

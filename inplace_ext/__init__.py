@@ -8,11 +8,11 @@ Each function is named as the method of :class:`torch.Tensor` that it stands for
 and returns it. ``help(ie.clamp_)`` gives formula, dtypes, errors and maximum error.
 """
 
-from inplace_ext import _ops
+from inplace_ext import _ops, nn
 from inplace_ext._info import Info, info
 from inplace_ext._ops import *  # noqa: F403
 
 __version__ = "0.1.0"
 
-__all__ = ["Info", "info"]
+__all__ = ["Info", "info", "nn"]
 __all__ += _ops.__all__

@@ -36,6 +36,8 @@ def is_division(op: Op) -> bool:
 def delegate(op: Op) -> Function:
     """The callable that carries out ``op`` through torch, with ``input`` as its first argument."""
     method = torch_method(op)
+    if not op.in_place:
+        return method
     takes_tensors = op.takes_tensors
     divides = is_division(op)
     always_rounds = "rounding_mode" not in op.parameter_names and op.name != "true_divide_"

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 
-from inplace_ext._table import ROWS, Op
+from inplace_ext._table import RANDOM, ROWS, Op
+
+#: softmax and dropout, in place and in a new tensor: the only tensor beside input is a mask, read as it is.
+_OF_ROWS, _AT_RANDOM = ({name for op in group for name in (op, op[:-1])} for group in (ROWS, RANDOM))
 
 _SHAPE_ERROR = "RuntimeError: the result of broadcasting has another shape than ``input``."
 _CAST_ERROR = "RuntimeError: the result type cannot be cast to the dtype of ``input``."
@@ -16,10 +19,11 @@ _SHARED_ERROR = "RuntimeError: ``input`` and an operand share memory in part."
 
 def docstring(op: Op) -> str:
     """The docstring of a public operation; its example runs as a doctest."""
-    lines = [f"{op.what}, in place."]
+    lines = [f"{op.what}, in place." if op.in_place else f"{op.what}, in a new tensor."]
     if op.alias_of:
         lines[0] += f" Alias of :func:`{op.alias_of}`."
-    lines += ["", f"Formula: x = {op.formula}, for each element x of ``input``."]
+    becomes = "x = " if op.in_place else ""
+    lines += ["", f"Formula: {becomes}{op.formula}, for each element x of ``input``."]
     if op.takes_tensors:
         lines.append("Shapes: operands broadcast to ``input``, whose own shape never changes.")
     else:
@@ -30,31 +34,42 @@ def docstring(op: Op) -> str:
     rounding = "; float16 and bfloat16 are computed in float32 and rounded once" if computes else ""
     lines.append(f"Maximum error: {op.ulp}{rounding}.")
     lines += [f"Note: {op.notes[0]}", *(f"    {note}" for note in op.notes[1:])] if op.notes else []
-    lines.append("Returns: ``input`` itself.")
+    if op.in_place:
+        lines.append("Returns: ``input`` itself.")
+    elif op.name in _AT_RANDOM:
+        lines.append("Returns: a new tensor; ``input`` itself where nothing is dropped, as in torch.")
+    else:
+        lines.append("Returns: a new tensor.")
     lines.append("Errors, each raised before anything is written:")
     errors = [*op.errors, _TYPE_ERROR]
     if op.takes_tensors:
-        # Along a dim the only tensor beside input is a mask, which is read as it is.
-        errors += [_SHAPE_ERROR] if op.name in ROWS else [_CAST_ERROR, _SHAPE_ERROR]
-    errors.append(_AUTOGRAD_ERROR)
-    if op.name not in ("fill_", "zero_"):
+        errors += [_SHAPE_ERROR] if op.name in _OF_ROWS else [_CAST_ERROR, _SHAPE_ERROR]
+    if op.in_place:
+        errors.append(_AUTOGRAD_ERROR)
+    if op.in_place and op.name not in ("fill_", "zero_"):
         errors.append(_OVERLAP_ERROR)
-        if op.takes_tensors and op.name not in ROWS:
+        if op.takes_tensors and op.name not in _OF_ROWS:
             errors.append(_SHARED_ERROR)
     lines += [f"    {error}" for error in errors]
-    if op.kernel:
+    if op.name in _OF_ROWS | _AT_RANDOM:
+        saved = "its output" if op.name in _OF_ROWS else "seed and offset, and no mask"
+        lines.append(f"Autograd: saves {saved}. torch.func and forward-mode AD go through torch's functions.")
+        lines.append("Source: own kernels for CPU tensors, else torch.")
+    elif op.kernel:
         lines.append(f"Source: own kernel ``{op.kernel}`` for real CPU tensors without autograd, else torch.")
     else:
         lines.append("Source: torch.")
     same = f":func:`{op.like}`, in place" if op.like else f":meth:`torch.Tensor.{op.name}`"
-    if op.name in ROWS:
-        same = f":func:`{op.like}` of the scores, in place"
+    if op.name in _OF_ROWS:
+        same = f":func:`{op.like}` of the scores{', in place' if op.in_place else ''}"
+    elif op.name in _AT_RANDOM:
+        same = f":func:`{op.like}`, with another mask{', and in place' if op.in_place else ''}"
     lines += ["", f"Same as {same}.", "", *example(op)]
     return "\n".join(lines) + "\n"
 
 
 def example(op: Op) -> list[str]:
-    arguments = re.sub(r"\[[^\]]*\]", r"torch.tensor(\g<0>)", op.example)
+    arguments = re.sub(r"\[+[^\]]*\]+", r"torch.tensor(\g<0>)", op.example)
     suffix = ""
     if op.dtypes.startswith("float64"):
         arguments = arguments.replace("])", "], dtype=torch.float64)", 1)

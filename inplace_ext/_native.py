@@ -49,6 +49,21 @@ def _load() -> tuple[ModuleType | None, str | None]:
 
 
 module, reason = _load()
+_enabled = True
+
+
+def operators() -> bool:
+    """Whether ``torch.ops.inplace_ext`` is there and in use."""
+    return module is not None and _enabled
+
+
+def set_enabled(enabled: bool) -> None:
+    """With False everything goes through torch, on every thread."""
+    global _enabled
+    _enabled = enabled
+    if module is not None:
+        module.set_enabled(enabled)
+
 
 if module is None:
     warnings.warn(

@@ -1,7 +1,7 @@
 # Generated from _table.py by tools/generate.py; do not edit.
 from typing import Literal, TypeAlias, TypeVar, overload
 
-from torch import Tensor
+from torch import Generator, Tensor
 
 _T = TypeVar("_T", bound=Tensor)
 Number: TypeAlias = bool | int | float | complex
@@ -142,6 +142,17 @@ __all__ = [  # noqa: RUF022
     "softmax_",
     "log_softmax_",
     "softmax_relu_",
+    "dropout_",
+    "feature_dropout_",
+    "alpha_dropout_",
+    "feature_alpha_dropout_",
+    "softmax",
+    "log_softmax",
+    "softmax_relu",
+    "dropout",
+    "feature_dropout",
+    "alpha_dropout",
+    "feature_alpha_dropout",
 ]
 
 def add_(input: _T, other: Tensor | Number, *, alpha: Number = 1) -> _T: ...
@@ -285,3 +296,82 @@ def bitwise_right_shift_(input: _T, other: Tensor | Number) -> _T: ...
 def softmax_(input: _T, dim: int = -1, *, scale: float = 1.0, mask: Tensor | None = None) -> _T: ...
 def log_softmax_(input: _T, dim: int = -1, *, scale: float = 1.0, mask: Tensor | None = None) -> _T: ...
 def softmax_relu_(input: _T, dim: int = -1, *, scale: float = 1.0, mask: Tensor | None = None) -> _T: ...
+def dropout_(
+    input: _T,
+    p: float = 0.5,
+    training: bool = True,
+    *,
+    seed: int | None = None,
+    offset: int = 0,
+    generator: Generator | None = None,
+) -> _T: ...
+def feature_dropout_(
+    input: _T,
+    p: float = 0.5,
+    training: bool = True,
+    *,
+    seed: int | None = None,
+    offset: int = 0,
+    generator: Generator | None = None,
+) -> _T: ...
+def alpha_dropout_(
+    input: _T,
+    p: float = 0.5,
+    training: bool = True,
+    *,
+    seed: int | None = None,
+    offset: int = 0,
+    generator: Generator | None = None,
+) -> _T: ...
+def feature_alpha_dropout_(
+    input: _T,
+    p: float = 0.5,
+    training: bool = True,
+    *,
+    seed: int | None = None,
+    offset: int = 0,
+    generator: Generator | None = None,
+) -> _T: ...
+def softmax(input: Tensor, dim: int = -1, *, scale: float = 1.0, mask: Tensor | None = None) -> Tensor: ...
+def log_softmax(
+    input: Tensor, dim: int = -1, *, scale: float = 1.0, mask: Tensor | None = None
+) -> Tensor: ...
+def softmax_relu(
+    input: Tensor, dim: int = -1, *, scale: float = 1.0, mask: Tensor | None = None
+) -> Tensor: ...
+def dropout(
+    input: Tensor,
+    p: float = 0.5,
+    training: bool = True,
+    *,
+    seed: int | None = None,
+    offset: int = 0,
+    generator: Generator | None = None,
+) -> Tensor: ...
+def feature_dropout(
+    input: Tensor,
+    p: float = 0.5,
+    training: bool = True,
+    *,
+    seed: int | None = None,
+    offset: int = 0,
+    generator: Generator | None = None,
+) -> Tensor: ...
+def alpha_dropout(
+    input: Tensor,
+    p: float = 0.5,
+    training: bool = True,
+    *,
+    seed: int | None = None,
+    offset: int = 0,
+    generator: Generator | None = None,
+) -> Tensor: ...
+def feature_alpha_dropout(
+    input: Tensor,
+    p: float = 0.5,
+    training: bool = True,
+    *,
+    seed: int | None = None,
+    offset: int = 0,
+    generator: Generator | None = None,
+) -> Tensor: ...

@@ -48,6 +48,11 @@ class Op:
         return self.ulp != TORCHS
 
     @property
+    def in_place(self) -> bool:
+        """Whether the operation changes its input, as its name says."""
+        return self.name.endswith("_")
+
+    @property
     def kernel(self) -> str | None:
         """Name of the compiled kernel, which aliases share."""
         return (self.alias_of or self.name) if self.native else None
@@ -441,8 +446,57 @@ ROWS = _resolve([
        errors=ROW_ERRORS, like="torch.softmax"),
 ])  # fmt: skip
 
+DROPOUT = (
+    "p: float = 0.5, training: bool = True, *, seed: int | None = None, offset: int = 0, "
+    "generator: Generator | None = None",
+)
+DRAWN = (
+    "Dropped elements are multiplied by 0: inf and NaN become NaN. With p = 0 or without ``training``",
+    "nothing changes, with p = 1 all are dropped. As in torch.",
+    "Element i, in C order, is kept where u >= p: u is 2 ** -24 times the lower 24 bits of word i % 4 of the",
+    "Philox4x32-10 block with key ``seed`` and counter ``offset`` + i // 4. Threads, strides and device do",
+    "not matter. This is version 1 of the mapping, and that of ``torch.func._random.uniform``.",
+    "Without ``seed`` one is drawn from ``generator``, by default torch's: ``torch.manual_seed`` reproduces.",
+)
+DRAW_ERRORS = (
+    "ValueError: ``p`` is not in [0, 1], ``seed`` or ``offset`` does not fit 64 bits, or ``seed`` and",
+    "    ``generator`` are both given.",
+    "RuntimeError: ``input`` is an integer or bool tensor.",
+)
+FEATURES = ("A channel is all that agrees in the first two dims, batch and channel; i counts the channels.",)
+FEATURE_ERROR = "RuntimeError: ``input`` has fewer than two dims."
+KEPT = "0 ulp (bitwise torch's where the same are kept)"
+ALPHA_FORMULA = (
+    "a * (x + 1.7581 * p) where kept, else a * 1.7581 * (p - 1); a = ((1 - p) * (1 + 3.0909 * p)) ** -0.5"
+)
+
+#: Random operations.
+RANDOM = _resolve([
+    Op("dropout_", DROPOUT, "Drops elements with probability ``p`` and scales the others",
+       "x / (1 - p) where kept, else x * 0", FIELD,
+       "[1.0, 2.0, 3.0, 4.0], seed=1", "[2., 0., 6., 0.]", ulp=KEPT, notes=DRAWN, errors=DRAW_ERRORS,
+       like="torch.nn.functional.dropout"),
+    Op("feature_dropout_", DROPOUT, "Drops whole channels with probability ``p`` and scales the others",
+       "x / (1 - p) where its channel is kept, else x * 0", FIELD,
+       "[[1.0, 2.0, 3.0, 4.0]], seed=1", "[[2., 0., 6., 0.]]", ulp=KEPT, notes=(*FEATURES, *DRAWN),
+       errors=(*DRAW_ERRORS, FEATURE_ERROR), like="torch.feature_dropout"),
+    Op("alpha_dropout_", DROPOUT, "Dropout that keeps the mean and variance of self-normalizing networks",
+       ALPHA_FORMULA, FIELD,
+       "[1.0, 2.0, 3.0, 4.0], seed=1", "[ 1.6656, -0.7792,  3.4384, -0.7792]",
+       ulp=KEPT, notes=DRAWN, errors=DRAW_ERRORS,
+       like="torch.nn.functional.alpha_dropout"),
+    Op("feature_alpha_dropout_", DROPOUT, "Alpha dropout of whole channels",
+       ALPHA_FORMULA, FIELD,
+       "[[1.0, 2.0, 3.0, 4.0]], seed=1", "[[ 1.6656, -0.7792,  3.4384, -0.7792]]",
+       ulp=KEPT, notes=(*FEATURES, *DRAWN),
+       errors=(*DRAW_ERRORS, FEATURE_ERROR), like="torch.nn.functional.feature_alpha_dropout"),
+])  # fmt: skip
+
+#: The twins of operations that are no methods of torch's: they leave ``input`` and return a new tensor.
+TWINS = {name[:-1]: replace(op, name=name[:-1]) for name, op in {**ROWS, **RANDOM}.items()}
+
 #: Every public operation.
-ALL_OPS = {**OPS, **ROWS}
+ALL_OPS = {**OPS, **ROWS, **RANDOM, **TWINS}
 
 #: In-place methods of ``torch.Tensor`` that are not elementwise operations, and why.
 EXCLUDED = {

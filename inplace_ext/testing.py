@@ -17,7 +17,9 @@ def last_path() -> str:
     copies, ``streaming`` for those that write past the caches. Of the operations along a dim: ``rows`` for
     contiguous rows that a buffer in cache holds, ``columns`` for rows side by side, one in each lane, and
     ``gathered_rows`` for those of any other layout; ``long_rows``, ``long_columns`` and
-    ``long_gathered_rows`` where the buffer holds a part at a time.
+    ``long_gathered_rows`` where the buffer holds a part at a time. Of dropout: ``draws`` for lines of
+    neighbours in memory, ``tiled_draws`` for lines that lie beside each other, and ``gathered_draws`` for
+    those of any other layout.
     """
     return "torch" if _native.module is None else str(_native.module.last_path())
 
@@ -57,11 +59,8 @@ def moves_stream_from(size: int) -> Iterator[None]:
 @contextmanager
 def native_disabled() -> Iterator[None]:
     """Sends every call to torch, on every thread."""
-    if _native.module is None:
-        yield
-        return
-    _native.module.set_enabled(False)
+    _native.set_enabled(False)
     try:
         yield
     finally:
-        _native.module.set_enabled(True)
+        _native.set_enabled(True)

@@ -21,6 +21,10 @@ def use(x: Tensor, weight: nn.Parameter) -> Tensor:
     ie.addcmul_(x, x, x, value=1j)
     ie.round_(x, decimals=2)
     assert_type(ie.softmax_(weight, 0, scale=0.5, mask=x > 0), nn.Parameter)
+    assert_type(ie.softmax(weight, 0, scale=0.5, mask=x > 0), Tensor)
+    assert_type(ie.dropout_(weight, 0.1, seed=7, offset=1), nn.Parameter)
+    assert_type(ie.dropout(weight, 0.1, generator=None), Tensor)
+    assert_type(ie.nn.Dropout(0.1), ie.nn.Dropout)
     version: str = ie.__version__
     print(version, ie.info().capability, len(ie.__all__))
     return ie.relu_(ie.neg_(x))

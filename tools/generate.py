@@ -36,7 +36,7 @@ def stub() -> str:
         "# Generated from _table.py by tools/generate.py; do not edit.",
         "from typing import Literal, TypeAlias, TypeVar, overload",
         "",
-        "from torch import Tensor",
+        "from torch import Generator, Tensor",
         "",
         '_T = TypeVar("_T", bound=Tensor)',
         "Number: TypeAlias = bool | int | float | complex",
@@ -53,10 +53,18 @@ def stub() -> str:
             if len(op.overloads) > 1:
                 lines.append("@overload")
             parameters = ", ".join(filter(None, ["input: _T", overload]))
-            line = f"def {op.name}({parameters}) -> _T: ..."
+            if not op.in_place:
+                parameters = parameters.replace("_T", "Tensor")
+            end = f") -> {'_T' if op.in_place else 'Tensor'}: ..."
             # As ruff would have it.
-            line = line.replace("'", '"')
-            lines += [line] if len(line) <= 110 else [f"def {op.name}(", f"    {parameters}", ") -> _T: ..."]
+            line = f"def {op.name}({parameters}{end}".replace("'", '"')
+            if len(line) <= 110:
+                lines.append(line)
+            elif len(parameters) <= 106:
+                lines += [f"def {op.name}(", f"    {parameters}", end]
+            else:
+                split = [f"    {parameter}," for parameter in parameters.split(", ")]
+                lines += [f"def {op.name}(", *split, end]
     return "\n".join(lines) + "\n"
 
 
@@ -78,11 +86,13 @@ def operations() -> str:
             cells = [", ".join(names), formula, op.dtypes.replace(" ", ", "), *([op.ulp] if native else [])]
             lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
-    lines += ["Along a dim, with kernels of their own:", ""]
-    lines += ["| operation | formula | dtypes | maximum error |", "| --- | --- | --- | --- |"]
-    for op in table.ROWS.values():
-        lines.append(f"| `{op.name}` | `{op.formula}` | {op.dtypes} | {op.ulp} |")
-    lines.append("")
+    for title, group in (("Along a dim", table.ROWS), ("At random", table.RANDOM)):
+        lines += [f"{title}, with kernels of their own, in place and in a new tensor:", ""]
+        lines += ["| operation | formula | dtypes | maximum error |", "| --- | --- | --- | --- |"]
+        for op in group.values():
+            names = f"`{op.name}`, `{op.name[:-1]}`"
+            lines.append(f"| {names} | `{op.formula}` | {op.dtypes.replace(' ', ', ')} | {op.ulp} |")
+        lines.append("")
     groups = [f"{name} is {', '.join(members)}" for name, members in table.DTYPE_GROUPS.items()]
     lines.append(f"x is an element of the input; {'; '.join(groups)}.")
     return "\n".join(lines) + "\n"

@@ -730,6 +730,15 @@ bool is_public(Op op) {
   return std::string(kOpInfo[static_cast<int>(op)].name).back() == '_';
 }
 
+const Binding* find_binding(const std::string& name) {
+  for (const auto bindings : {row_bindings(), dropout_bindings()}) {
+    for (const Binding& binding : bindings) {
+      if (name == binding.name) return &binding;
+    }
+  }
+  return nullptr;
+}
+
 } // namespace
 
 Binder find_binder(const std::string& name, Op& op) {
@@ -737,9 +746,17 @@ Binder find_binder(const std::string& name, Op& op) {
   for (const auto& entry : kBinders) {
     if (name == entry.name) return entry.binder;
   }
-  if (op == Op::count) return find_row_binder(name);
+  if (op == Op::count) {
+    const Binding* const binding = find_binding(name);
+    return binding == nullptr ? nullptr : binding->change;
+  }
   if (!is_public(op)) return nullptr;
   return kOpInfo[static_cast<int>(op)].form == Form::kUnary ? bind_unary : bind_binary;
+}
+
+Maker find_maker(const std::string& name) {
+  const Binding* const binding = find_binding(name + "_");
+  return binding == nullptr ? nullptr : binding->make;
 }
 
 std::vector<std::string> native_names() {

@@ -29,6 +29,7 @@ struct Function {
   int required = 0;  // those without a default, which come first
   Op op = Op::count; // for the binder
   Binder binder = nullptr;
+  Maker maker = nullptr;        // instead, of a function that returns a new tensor
   PyObject* delegate = nullptr; // torch's method
   PyObject* guarded = nullptr;  // the same behind the checks of _delegate.py
   bool divides = false;
@@ -65,15 +66,19 @@ bool parse(const Function& f, PyObject* const* args, Py_ssize_t nargs, PyObject*
 // The native path, or Outcome::delegate.
 Outcome run_native(const Function& f, PyObject* const* args, Py_ssize_t nargs, PyObject* kwnames,
                    PyObject*& result) {
-  if (f.binder == nullptr || active_kernels == nullptr || !enabled || !no_modes()) return Outcome::delegate;
+  if (active_kernels == nullptr || !enabled || !no_modes()) return Outcome::delegate;
+  if (f.binder == nullptr && f.maker == nullptr) return Outcome::delegate;
   PyObject* slot[kMaxParameters] = {};
   if (!parse(f, args, nargs, kwnames, slot)) return Outcome::delegate;
   RECORD_FUNCTION(f.name, c10::ArrayRef<const c10::IValue>{});
-  const Outcome outcome = f.binder(f.op, slot);
-  if (outcome == Outcome::done) {
-    bump_version(THPVariable_Unpack(slot[0]));
-    result = Py_NewRef(slot[0]);
+  at::Tensor made;
+  const Outcome outcome = f.maker != nullptr ? f.maker(slot, made) : f.binder(f.op, slot);
+  if (outcome == Outcome::done && f.maker != nullptr) {
+    result = THPVariable_Wrap(std::move(made));
+    return result == nullptr ? Outcome::error : outcome;
   }
+  if (outcome == Outcome::done) bump_version(THPVariable_Unpack(slot[0]));
+  if (outcome == Outcome::done || outcome == Outcome::unchanged) result = Py_NewRef(slot[0]);
   return outcome;
 }
 
@@ -171,6 +176,7 @@ PyObject* call(const Function& f, PyObject* const* args, Py_ssize_t nargs, PyObj
   PyObject* result = nullptr;
   switch (run_native(f, args, nargs, kwnames, result)) {
     case Outcome::done:
+    case Outcome::unchanged:
       return result;
     case Outcome::error:
       return nullptr;
@@ -241,8 +247,9 @@ PyObject* make_function(const std::string& name, const std::string& kernel, cons
     return nullptr;
   }
   if (!kernel.empty()) {
-    f.binder = find_binder(kernel, f.op);
-    if (f.binder == nullptr) {
+    f.maker = find_maker(kernel);
+    f.binder = f.maker != nullptr ? nullptr : find_binder(kernel, f.op);
+    if (f.binder == nullptr && f.maker == nullptr) {
       PyErr_Format(PyExc_ValueError, "make_function: no kernel named %s", kernel.c_str());
       return nullptr;
     }

@@ -9,6 +9,7 @@
 
 #include "binders.h"
 #include "functions.h"
+#include "kernels.h"
 #include "tensors.h"
 
 namespace py = pybind11;
@@ -45,7 +46,8 @@ void use_capability(const std::string& name) {
 std::string path_name() {
   static const char* const names[] = {"loop",    "staged",       "blocked",       "program",
                                       "move",    "streaming",    "rows",          "long_rows",
-                                      "columns", "long_columns", "gathered_rows", "long_gathered_rows"};
+                                      "columns", "long_columns", "gathered_rows", "long_gathered_rows",
+                                      "draws",   "tiled_draws",  "gathered_draws"};
   switch (last_path.taken) {
     case Taken::none:
       return "";
@@ -180,6 +182,7 @@ void run_program(const std::string& compute, const py::list& stages, const py::l
   }
   switch (execute_program(program, pointer, mutated, n_tensors)) {
     case Outcome::done:
+    case Outcome::unchanged:
       return;
     case Outcome::error:
       throw py::error_already_set();
@@ -220,6 +223,7 @@ py::dict build_info() {
 PYBIND11_MODULE(_C, m) {
   using namespace inplace_ext;
   m.doc() = "Compiled part of inplace_ext: argument parsing, checks, choice of path.";
+  register_operators();
   m.def("native_names", native_names, "Names of the operations with kernels of their own.");
   m.def(
       "make_function",

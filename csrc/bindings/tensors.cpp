@@ -72,17 +72,9 @@ bool same_layout(const at::Tensor& a, const at::Tensor& b) {
 bool make_space(Space& space, const at::Tensor* const* tensors, const DType* dtypes, const bool* mutated,
                 int count, const at::Tensor& x) {
   const int rank = static_cast<int>(x.dim());
-  c10::SmallVector<int, 16> order;
-  const auto sizes = x.sizes(), strides = x.strides();
-  for (int d = rank - 1; d >= 0; --d) {
-    if (sizes[d] == 1) continue;
-    auto at = order.end();
-    while (at != order.begin() && strides[*(at - 1)] > strides[d]) --at;
-    order.insert(at, d);
-  }
   space.dims = 0;
   space.tensors = count;
-  const auto stride_of = [&](int t, int d) -> int64_t {
+  const auto stride_of = [&](int t, int64_t d) -> int64_t {
     const at::Tensor& a = *tensors[t];
     const int64_t own = d - (rank - a.dim());
     return own < 0 || a.size(own) == 1 ? 0 : a.stride(own) * item_size(dtypes[t]);
@@ -94,17 +86,17 @@ bool make_space(Space& space, const at::Tensor* const* tensors, const DType* dty
     arg.data = static_cast<char*>(mutated[t] ? tensors[t]->mutable_data_ptr()
                                              : const_cast<void*>(tensors[t]->const_data_ptr()));
   }
-  for (const int d : order) {
+  for (const int64_t d : dims_in_memory(x)) {
     bool merge = space.dims > 0;
     for (int t = 0; t < count && merge; ++t) {
       merge = stride_of(t, d) == space.tensor[t].stride[space.dims - 1] * space.size[space.dims - 1];
     }
     if (merge) {
-      space.size[space.dims - 1] *= sizes[d];
+      space.size[space.dims - 1] *= x.size(d);
       continue;
     }
     if (space.dims == kMaxDims) return false;
-    space.size[space.dims] = sizes[d];
+    space.size[space.dims] = x.size(d);
     for (int t = 0; t < count; ++t) space.tensor[t].stride[space.dims] = stride_of(t, d);
     ++space.dims;
   }
@@ -153,6 +145,18 @@ Outcome run_on(const Program& program, const at::Tensor* const* tensors, const D
 }
 
 } // namespace
+
+c10::SmallVector<int64_t, kMaxDims> dims_in_memory(const at::Tensor& x) {
+  c10::SmallVector<int64_t, kMaxDims> order;
+  const auto sizes = x.sizes(), strides = x.strides();
+  for (int64_t d = x.dim() - 1; d >= 0; --d) {
+    if (sizes[d] == 1) continue;
+    auto at = order.end();
+    while (at != order.begin() && strides[*(at - 1)] > strides[d]) --at;
+    order.insert(at, d);
+  }
+  return order;
+}
 
 bool broadcasts_to(const at::Tensor& t, const at::Tensor& x) {
   const auto from = t.sizes(), to = x.sizes();

@@ -51,6 +51,9 @@ const at::Tensor* plain_tensor(PyObject* object);
 // The same for the tensor that is written: in addition no two of its elements may share memory.
 const at::Tensor* writable_tensor(PyObject* object);
 
+// The dims of x that have more than one element, those of neighbours in memory first.
+c10::SmallVector<int64_t, kMaxDims> dims_in_memory(const at::Tensor& x);
+
 // Whether an in-place operation on x may have t as an operand: t broadcasts to x and leaves its shape.
 bool broadcasts_to(const at::Tensor& t, const at::Tensor& x);
 
@@ -61,8 +64,9 @@ struct Argument {
   const at::Tensor* tensor = nullptr;
 };
 
-// How a call ended: done, or torch is to do it (and to raise what is to be raised), or a Python error is set.
-enum class Outcome : uint8_t { done, delegate, error };
+// How a call ended: done, or done with nothing to change, or torch is to do it (and to raise what is to be
+// raised), or a Python error is set.
+enum class Outcome : uint8_t { done, unchanged, delegate, error };
 
 // x = op(x, b, c, d) computed in `compute`; x and the tensors have passed the checks above. Checks what is
 // left, shapes and overlap, then runs.

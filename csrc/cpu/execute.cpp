@@ -1019,7 +1019,8 @@ Path run(const Program& program, const Space& space, int64_t begin, int64_t end)
 
 extern "C" __attribute__((visibility("default"))) const inplace_ext::CpuKernels* inplace_ext_cpu_kernels() {
   using namespace inplace_ext;
-  static const CpuKernels kernels = {kAbiVersion, kVectorBytes,  kCapability, kernel_tables().loop, run, fill,
-                                     convert,     contains_zero, softmax};
+  static const CpuKernels kernels = {kAbiVersion, kVectorBytes, kCapability, kernel_tables().loop,
+                                     run,         fill,         convert,     contains_zero,
+                                     softmax,     dropout};
   return &kernels;
 }

@@ -19,6 +19,8 @@ namespace inplace_ext {
 void convert(void* dst, DType dst_dtype, const void* src, DType src_dtype, int64_t n, bool stream = false);
 // softmax.cpp
 Path softmax(const Softmax& call, int64_t begin, int64_t end);
+// dropout.cpp
+Path dropout(const Dropout& call, int64_t begin, int64_t end);
 
 // The loop of a storage type exists where its compute type does; on bool only what means bool.
 template <class S>

@@ -1,4 +1,4 @@
-// softmax and log_softmax along one dim, in place, for any layout.
+// softmax and log_softmax along one dim, in place or into a tensor of the same layout, for any layout.
 //
 // A row is fetched as scores (scaled, masked, in the compute type) into a buffer that stays in the caches,
 // its exponentials are taken and summed there, and the results are stored: one read and one write of memory.
@@ -11,7 +11,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "kernels.h"
+#include "rows.h"
 
 namespace inplace_ext {
 namespace {
@@ -144,28 +144,6 @@ struct Lanes {
 
 // ---- memory -----------------------------------------------------------------------------------------------
 
-// The first n elements, fewer than a vector has, zeros above.
-template <class S>
-IE_INLINE VecOf<S> load_some(const char* p, int64_t n) {
-  if constexpr (is_half_v<S>) {
-#if defined(INPLACE_EXT_AVX512)
-    const __mmask16 first = static_cast<__mmask16>((1u << n) - 1);
-    return from_bits((half_bits)_mm256_maskz_loadu_epi16(first, p), S{});
-#endif
-    S in[VecOf<S>::N] = {};
-    std::memcpy(in, p, n * sizeof(S));
-    return load<S>(reinterpret_cast<const char*>(in));
-  } else {
-    return VecOf<S>(load_bytes<typename VecOf<S>::raw>(p, static_cast<int>(n * sizeof(S))));
-  }
-}
-// Not with a masked store: to the processor it covers the whole vector, and the loads of what follows wait.
-template <class S>
-IE_INLINE void store_some(char* p, VecOf<S> v, int64_t n) {
-  S out[VecOf<S>::N];
-  store<S>(reinterpret_cast<char*>(out), v);
-  std::memcpy(p, out, n * sizeof(S));
-}
 // result(i), the vector from element i on, for n elements. The last vector covers some elements once more.
 template <class S, class F>
 IE_INLINE void store_results(char* p, int64_t n, F result) {
@@ -179,11 +157,6 @@ IE_INLINE void store_results(char* p, int64_t n, F result) {
     store_some<S>(p, result(0), n);
   }
 }
-template <class S>
-void gather(S* to, const char* from, int64_t stride, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) std::memcpy(to + i, from + i * stride, sizeof(S));
-}
-
 // n elements of the mask as what the scores are combined with: of a bool one 0 where it keeps and -inf where
 // it drops, of a floating one the number.
 template <class S>
@@ -321,13 +294,12 @@ struct Row {
   template <Finish F>
   IE_INLINE void put(int64_t at, int64_t n, const C* p, V top, V sum, V inverse) const {
     S raw[kBlock];
-    char* const to = x + at * call.stride;
+    char* const to = x + call.shift + at * call.stride;
     char* out = contiguous() ? to : reinterpret_cast<char*>(raw);
     store_results<S>(out, n, [&](int64_t i) __attribute__((always_inline)) {
       return finish<F>(V::load(p + i), top, sum, inverse);
     });
-    if (contiguous()) return;
-    for (int64_t i = 0; i < n; ++i) std::memcpy(to + i * call.stride, raw + i, sizeof(S));
+    if (!contiguous()) scatter(to, raw, call.stride, n);
   }
 
   void run(bool held) const {
@@ -454,7 +426,7 @@ struct Columns {
     for (int64_t at = 0; at < length; ++at) {
       if (held) prefetch_step(at);
       if (!held) fetch(at, place(at));
-      char* const to = x + at * call.stride;
+      char* const to = x + call.shift + at * call.stride;
       switch (finish_of(call, held)) {
         case Finish::divide:
           put<Finish::divide>(to, place(at), top, total, inverse);
@@ -471,36 +443,6 @@ struct Columns {
 };
 
 // ---- all rows ---------------------------------------------------------------------------------------------
-
-// Where the row of an index lies; dim 0 is the innermost.
-struct Cursor {
-  const Softmax& call;
-  int64_t index[kMaxDims] = {};
-  char* x;
-  const char* mask;
-
-  Cursor(const Softmax& c, int64_t row) : call(c), x(c.data), mask(c.mask) {
-    for (int d = 0; d < call.dims; ++d) {
-      index[d] = row % call.size[d];
-      row /= call.size[d];
-      move(d, index[d]);
-    }
-  }
-  void move(int d, int64_t n) {
-    x += n * call.step[d];
-    if (mask != nullptr) mask += n * call.mask_step[d];
-  }
-  // n rows on, none of them beyond the end of dim 0.
-  void advance(int64_t n) {
-    for (int d = 0; d < call.dims; ++d, n = 1) {
-      index[d] += n;
-      move(d, n);
-      if (index[d] < call.size[d]) return;
-      move(d, -index[d]);
-      index[d] = 0;
-    }
-  }
-};
 
 // How the rows are worked on.
 struct Plan {
@@ -532,17 +474,23 @@ template <class S, int64_t Bytes>
 __attribute__((noinline)) void run_rows(const Softmax& call, const Plan& plan, int64_t begin, int64_t end) {
   using C = ComputeOf<S>;
   alignas(64) C buffer[Bytes / sizeof(C)];
-  Cursor at(call, begin);
+  char* x = call.data;
+  const char* mask = call.mask;
+  const auto move = [&](int d, int64_t n) {
+    x += n * call.step[d];
+    if (mask != nullptr) mask += n * call.mask_step[d];
+  };
+  Cursor at(call.size, call.dims, begin, move);
   if (plan.columns == 0) {
-    for (int64_t r = begin; r < end; ++r, at.advance(1)) Row<S>{call, at.x, at.mask, buffer}.run(plan.held);
+    for (int64_t r = begin; r < end; ++r, at.advance(1, move)) Row<S>{call, x, mask, buffer}.run(plan.held);
     return;
   }
   constexpr int64_t N = Vec<C>::N;
   for (int64_t r = begin; r < end;) {
-    const int64_t count = std::min({plan.columns, call.size[0] - at.index[0], end - r});
-    Columns<S>{call, at.x, at.mask, buffer, count, (count + N - 1) / N * N}.run(plan.held);
+    const int64_t count = std::min({plan.columns, at.left(), end - r});
+    Columns<S>{call, x, mask, buffer, count, (count + N - 1) / N * N}.run(plan.held);
     r += count;
-    at.advance(count);
+    at.advance(count, move);
   }
 }
 template <class S>

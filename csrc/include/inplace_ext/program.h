@@ -70,6 +70,7 @@ struct Softmax {
   bool logarithm;
   DType dtype, mask_dtype; // the mask is of bools or of the dtype
   char* data;
+  int64_t shift;    // bytes from an element to its result: 0 in place
   const char* mask; // null where there is none
   double scale;
   int64_t length, stride, mask_stride; // along the dim; strides in bytes
@@ -79,6 +80,29 @@ struct Softmax {
   int64_t rows() const {
     int64_t n = 1;
     for (int d = 0; d < dims; ++d) n *= size[d];
+    return n;
+  }
+};
+
+// Dropout of the elements along dim 0 at each index of the others. Which of them are kept follows from their
+// places in the mask, whose elements are drawn as philox.h says.
+struct Dropout {
+  DType dtype;
+  char* data;
+  int64_t shift; // bytes from an element to its result: 0 in place
+  uint64_t seed, offset;
+  uint32_t threshold; // an element is kept where its draw is no less
+  // A kept element becomes x * scale + kept, one that is dropped x * 0 + dropped. Without `shifts` the two
+  // are 0, and not added: -0.0 stays.
+  double scale, kept, dropped;
+  bool shifts;
+  int dims;                               // at least 1
+  int64_t size[kMaxDims], step[kMaxDims]; // steps in bytes
+  int64_t place[kMaxDims];                // from an element to the next, in elements of the mask
+
+  int64_t lines() const {
+    int64_t n = 1;
+    for (int d = 1; d < dims; ++d) n *= size[d];
     return n;
   }
 };
@@ -97,6 +121,9 @@ enum class Path : uint8_t {
   long_columns,
   gathered_rows,
   long_gathered_rows,
+  draws,
+  tiled_draws,
+  gathered_draws,
 };
 
 // One operation over contiguous arrays of its dtype, a mask in bytes:
@@ -106,7 +133,7 @@ using LoopFn = void (*)(void* x, const void* b, const void* c, const Scalar* sca
 enum LoopVariant { kTensorOperands = 0, kScalarB = 1, kScalarC = 2, kLoopVariants = 4 };
 
 // What a CPU kernel library exports, one library per instruction set.
-constexpr uint32_t kAbiVersion = 4;
+constexpr uint32_t kAbiVersion = 5;
 struct CpuKernels {
   uint32_t abi;
   int vector_bytes;
@@ -123,6 +150,8 @@ struct CpuKernels {
   bool (*contains_zero)(const void* x, DType dtype, int64_t n);
   // Works on rows [begin, end); ranges that do not meet may run concurrently.
   Path (*softmax)(const Softmax&, int64_t begin, int64_t end);
+  // Works on elements [begin, end) where there is one line, else on lines.
+  Path (*dropout)(const Dropout&, int64_t begin, int64_t end);
 };
 
 } // namespace inplace_ext
