@@ -19,6 +19,8 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _STEPS = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 _BITS = 24
+#: Elements, a multiple of 4.
+_PART = 1 << 22
 
 Seed: TypeAlias = int | torch.Tensor
 
@@ -26,9 +28,18 @@ Seed: TypeAlias = int | torch.Tensor
 def draws(
     shape: tuple[int, ...] | torch.Size, seed: Seed, offset: Seed, device: torch.device | str = "cpu"
 ) -> torch.Tensor:
-    """Number of each element times 2^24: the lower bits of its word of Philox4x32-10, an int64 tensor."""
+    """Number of each element times 2^24: the lower bits of its word of Philox4x32-10, an int32 tensor."""
     count = math.prod(shape)
-    block = torch.arange((count + 3) // 4, device=device) + offset
+    # A part at a time, since 64-bit words in several copies take many times the memory of the result.
+    parts = [
+        _words(begin, min(_PART, count - begin), seed, offset, device)
+        for begin in range(0, max(count, 1), _PART)
+    ]
+    return torch.cat(parts).view(shape)
+
+
+def _words(begin: int, count: int, seed: Seed, offset: Seed, device: torch.device | str) -> torch.Tensor:
+    block = torch.arange(begin // 4, (begin + count + 3) // 4, device=device) + offset
     zero = torch.zeros_like(block)
     c0, c1, c2, c3 = block & _WORD, (block >> 32) & _WORD, zero, zero
     k0, k1 = seed & _WORD, (seed >> 32) & _WORD
@@ -42,8 +53,8 @@ def draws(
             p0 & _WORD,
         )
         k0, k1 = (k0 + _STEPS[0]) & _WORD, (k1 + _STEPS[1]) & _WORD
-    words = torch.stack((c0, c1, c2, c3), -1).flatten()[:count] & ((1 << _BITS) - 1)
-    return words.view(shape)
+    words = torch.stack((c0, c1, c2, c3), -1).flatten()[:count]
+    return (words & ((1 << _BITS) - 1)).to(torch.int32)
 
 
 def _signed(word: int) -> int:

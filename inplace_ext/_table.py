@@ -421,7 +421,7 @@ SCORES = (
     "s = scale * x, then -inf where a bool ``mask`` is False, or s + ``mask`` where it is floating.",
     "A row is the elements along ``dim``; one with NaN, inf or nothing but -inf becomes NaN, as in torch.",
 )
-SUMMED = "torch's, that of rounding s - max(s); on average no more than torch's"
+SUMMED = "no larger than torch's, at most and on average"
 ROW_ERRORS = (
     "IndexError: ``input`` has no such ``dim``.",
     "NotImplementedError: ``input`` is not floating.",

@@ -1,7 +1,8 @@
 """A photograph pre-processed in place, each step beside torch's: ``python -m inplace_ext.demo``.
 
-Each step is one entry of :func:`steps`. It is run by both sides on the same values, compared, timed from a
-refilled buffer with the sides alternating, and its allocations are counted.
+Each step is one entry of :func:`steps`; after the pre-processing the pixels stand in for the scores of an
+attention. A step is run by both sides on the same values, compared, timed from a refilled buffer with the
+sides alternating, and the allocations of both are counted.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import inplace_ext as ie
@@ -26,6 +28,8 @@ GAMMA = 1 / 2.2
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 BOUND = 2.5
+DROPOUT = 0.1
+SEED = 7
 
 COLUMNS = (
     # heading, width, alignment
@@ -36,18 +40,21 @@ COLUMNS = (
     ("torch", 11, ">"),
     ("ratio", 7, ">"),
     ("allocated", 10, ">"),
+    ("torch", 11, ">"),
 )
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step, as this package and as torch say it; both change and return their argument."""
+    """One step, as this package and as torch say it; ours changes and returns its argument."""
 
     name: str
     ours: Callable[[Tensor], Tensor]
     torch: Callable[[Tensor], Tensor]
     #: How far the two may lie apart, in units in the last place; 0 is bitwise.
     ulp: int = 0
+    #: What gives the same values through torch, where torch itself draws other random numbers.
+    reference: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,9 @@ class Result:
     ulp: int
     ours: float
     torch: float
+    #: Bytes that each side allocates.
     allocated: int
+    torch_allocated: int
 
 
 def steps(photos: Tensor) -> list[Step]:
@@ -75,6 +84,26 @@ def steps(photos: Tensor) -> list[Step]:
         Step("divide by channel std", lambda x: ie.div_(x, std), lambda x: x.div_(std)),
         Step("clamp", lambda x: ie.clamp_(x, -BOUND, BOUND), lambda x: x.clamp_(-BOUND, BOUND)),
     ]
+
+
+def attention() -> list[Step]:
+    """What attention does to scores: rows of the last dim become probabilities, some of which are dropped."""
+    return [
+        # Torch rounds the difference to the largest score, up to 5 here, of which half an ulp is 4 of 1.
+        Step("softmax, relu", ie.softmax_relu_, lambda x: F.relu_(torch.softmax(x, -1)), ulp=12),
+        Step(
+            f"dropout, p = {DROPOUT}",
+            lambda x: ie.dropout_(x, DROPOUT, seed=SEED),
+            lambda x: F.dropout(x, DROPOUT, inplace=True),
+            reference=dropout_through_torch,
+        ),
+    ]
+
+
+def dropout_through_torch(x: Tensor) -> Tensor:
+    """The same mask by torch's integer operations."""
+    with testing.native_disabled():
+        return ie.dropout_(x, DROPOUT, seed=SEED)
 
 
 def load_photos(batch: int, size: int) -> Tensor:
@@ -122,13 +151,15 @@ def measure(step: Step, before: Tensor, buffer: Tensor, runs: int) -> Result:
     def refilled() -> Tensor:
         return buffer.copy_(before)
 
-    expected = step.torch(refilled()).clone()
+    expected = (step.reference or step.torch)(refilled()).clone()
     step.ours(refilled())
     path = testing.last_path()
     ulp = ulp_distance(buffer, expected)
     del expected
     refilled()
     allocated = allocated_bytes(lambda: step.ours(buffer))
+    refilled()
+    torch_allocated = allocated_bytes(lambda: step.torch(buffer))
 
     times: dict[str, list[float]] = {"ours": [], "torch": []}
     for run in range(runs):
@@ -140,9 +171,8 @@ def measure(step: Step, before: Tensor, buffer: Tensor, runs: int) -> Result:
             times[name].append(time.perf_counter() - start)
 
     step.ours(refilled())
-    return Result(
-        step, path, ulp, statistics.median(times["ours"]), statistics.median(times["torch"]), allocated
-    )
+    ours, theirs = (statistics.median(times[name]) for name in ("ours", "torch"))
+    return Result(step, path, ulp, ours, theirs, allocated, torch_allocated)
 
 
 def processor() -> str:
@@ -160,6 +190,10 @@ def show(*cells: str) -> None:
     print(row.rstrip(), flush=True)
 
 
+def size(count: int) -> str:
+    return f"{count} B" if count < 10_000 else f"{count / 2**20:.1f} MiB"
+
+
 def show_result(label: str, result: Result) -> None:
     show(
         label,
@@ -168,7 +202,8 @@ def show_result(label: str, result: Result) -> None:
         f"{result.ours * 1e3:.2f} ms",
         f"{result.torch * 1e3:.2f} ms",
         f"{result.torch / result.ours:.2f}x",
-        f"{result.allocated} B",
+        size(result.allocated),
+        size(result.torch_allocated),
     )
 
 
@@ -225,7 +260,7 @@ def main(argv: list[str] | None = None) -> int:
     # The profiler, which counts the allocations, reports its own start and stop below this level.
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     info = ie.info()
-    pipeline = steps(photos)
+    pipeline = [*steps(photos), *attention()]
     buffer = torch.empty(photos.shape, dtype=torch.float32)
     print(f"{processor()}, {platform.system()} {info.machine}, threads: {info.threads}")
     kernels = info.capability or f"torch on both sides: {info.reason}"
@@ -245,10 +280,14 @@ def main(argv: list[str] | None = None) -> int:
         results.append(measure(step, before, buffer, arguments.runs))
         show_result(label, results[-1])
         before.copy_(buffer)
+        if i == len(steps(photos)):
+            processed = buffer[0].clone()
     ours, theirs = sum(r.ours for r in results), sum(r.torch for r in results)
-    show("all steps", "", "", f"{ours * 1e3:.2f} ms", f"{theirs * 1e3:.2f} ms", f"{theirs / ours:.2f}x", "")
+    total = f"{ours * 1e3:.2f} ms", f"{theirs * 1e3:.2f} ms", f"{theirs / ours:.2f}x"
+    allocated = sum(r.allocated for r in results), sum(r.torch_allocated for r in results)
+    show("all steps", "", "", *total, *map(size, allocated))
 
-    draw(photos[0], buffer[0], arguments.out)
+    draw(photos[0], processed, arguments.out)
     print(f"\nbefore and after: {arguments.out}")
     wrong = [f"{r.step.name} ({r.ulp} ulp)" for r in results if r.ulp > r.step.ulp]
     if wrong:

@@ -35,40 +35,51 @@ constexpr int64_t kStepsAhead = 8;
 template <class C>
 constexpr C kMinusInf = -std::numeric_limits<C>::infinity();
 
-// exp(x) for x <= 0, NaN for NaN. Below `kVanish` it is 0, without the way through denormal numbers, which
-// processors take in microcode: scores that a mask drops are as fast as others.
+// What the exponentials of a row are taken relative to: e^s 2^-power for s - shift = x, which is near
+// e^(s - top). Of a largest score that is not large nothing is subtracted (shift = 0), and of another one it
+// is itself: every score that counts is then within a factor of two of it. Either way the difference is
+// exact, where s - top would be rounded, and the error of a result be that of this rounding times |s - top|.
 template <class T>
-constexpr T kVanish = sizeof(T) == 4 ? -104 : -746;
+struct Base {
+  // Below `bottom` an exponential is 0, without the way through denormal numbers, which processors take in
+  // microcode: scores that a mask drops are as fast as others.
+  Vec<T> top, shift, power, bottom;
+
+  IE_INLINE Base(Vec<T> t, Vec<T> s, Vec<T> p, Vec<T> b) : top(t), shift(s), power(p), bottom(b) {}
+  IE_INLINE Base(Vec<T> t, bool logarithm) : top(t) {
+    const T near = logarithm ? T(-1) : T(512);
+    constexpr T kVanish = sizeof(T) == 4 ? -104 : -746;
+    constexpr T kLog2e = sizeof(T) == 4 ? tables::kLog2eF : static_cast<T>(tables::kLog2e);
+    shift = select(abs(t) <= Vec<T>(near), Vec<T>(T(0)), t);
+    power = rint((t - shift) * Vec<T>(kLog2e));
+    bottom = t + Vec<T>(kVanish);
+  }
+};
+// e^(s - shift) 2^-power; NaN for NaN, and where the largest score is inf or -inf and the score is too.
 #if defined(INPLACE_EXT_AVX512)
-IE_INLINE Vec<float> exp_down(Vec<float> x) {
+IE_INLINE Vec<float> exp_over(Vec<float> s, const Base<float>& base) {
+  const Vec<float> x = s - base.shift, one(1.f);
   const math::Exponent<float> e(x, tables::kLog2eF);
-  const Vec<float> one(1.f);
   const Vec<float> r = fma(e.n, Vec<float>(-tables::kLn2LoF), fma(e.n, Vec<float>(-tables::kLn2HiF), x));
   const Vec<float> p = fma(r, fma(r, math::polynomial<2>(r, tables::kExpF), one), one);
-  const __mmask16 counts = _mm512_cmp_ps_mask(x.v, _mm512_set1_ps(kVanish<float>), _CMP_NLT_UQ);
-  return _mm512_maskz_scalef_ps(counts, p.v, e.n.v);
+  const __mmask16 counts = _mm512_cmp_ps_mask(s.v, base.bottom.v, _CMP_NLT_UQ);
+  return _mm512_maskz_scalef_ps(counts, p.v, (e.n - base.power).v);
 }
-IE_INLINE Vec<double> exp_down(Vec<double> x) {
-  const math::Power power(x, math::Power::kAny);
-  const __mmask8 counts = _mm512_cmp_pd_mask(x.v, _mm512_set1_pd(kVanish<double>), _CMP_NLT_UQ);
-  return _mm512_maskz_scalef_pd(counts, power.p.v, power.e.n.v);
+IE_INLINE Vec<double> exp_over(Vec<double> s, const Base<double>& base) {
+  const math::Power power(s - base.shift, math::Power::kAny);
+  const __mmask8 counts = _mm512_cmp_pd_mask(s.v, base.bottom.v, _CMP_NLT_UQ);
+  return _mm512_maskz_scalef_pd(counts, power.p.v, (power.e.n - base.power).v);
 }
 #else
-IE_INLINE Vec<float> exp_bounded(Vec<float> x) {
-  const math::Exponent<float> e(x, tables::kLog2eF);
-  return math::exp_reduced(fma(e.n, Vec<float>(-tables::kLn2HiF), x), Vec<float>(-tables::kLn2LoF), e,
-                           tables::kExpF);
-}
-IE_INLINE Vec<double> exp_bounded(Vec<double> x) {
-  const math::Exponent<double> e(x, tables::kLog2e);
-  return math::exp_reduced(fma(e.n, Vec<double>(-tables::kLn2Hi), x), Vec<double>(-tables::kLn2Lo), e,
-                           tables::kExp);
-}
 template <class T>
-IE_INLINE Vec<T> exp_down(Vec<T> x) {
-  const Vec<T> zero(T(0));
-  const auto vanishes = x < Vec<T>(kVanish<T>);
-  return select(vanishes, zero, exp_bounded(select(vanishes, zero, x)));
+IE_INLINE Vec<T> exp_over(Vec<T> s, const Base<T>& base) {
+  using K = math::exp_constants<T>;
+  const auto vanishes = s < base.bottom;
+  const Vec<T> x = select(vanishes, base.top, s) - base.shift;
+  math::Exponent<T> e(x, K::kLog2e);
+  const Vec<T> high = fma(e.n, Vec<T>(-K::kLn2Hi), x);
+  e.sum = e.sum - base.power; // which the result is scaled by; integers in one binade
+  return select(vanishes, Vec<T>(T(0)), math::exp_reduced(high, Vec<T>(-K::kLn2Lo), e, K::kExp));
 }
 #endif
 
@@ -223,11 +234,11 @@ IE_INLINE void each_score(const Softmax& call, const char* x, int64_t n, const c
 // What the buffer holds when the results are made, and of what.
 enum class Finish { divide, exponential, logarithm };
 
-// For a logarithm, `top` and `sum` are what normalize() made of them.
+// For a logarithm, the top of the base and `sum` are what normalize() made of them.
 template <Finish F, class C>
-IE_INLINE Vec<C> finish(Vec<C> v, Vec<C> top, Vec<C> sum, Vec<C> inverse) {
-  if constexpr (F == Finish::logarithm) return difference(v, top, sum);
-  if constexpr (F == Finish::exponential) v = exp_down(v - top);
+IE_INLINE Vec<C> finish(Vec<C> v, const Base<C>& base, Vec<C> sum, Vec<C> inverse) {
+  if constexpr (F == Finish::logarithm) return difference(v, base.top, sum);
+  if constexpr (F == Finish::exponential) v = exp_over(v, base);
   return quotient(v, sum, inverse);
 }
 Finish finish_of(const Softmax& call, bool held) {
@@ -277,14 +288,14 @@ struct Row {
   // The exponentials of a block of scores, added to the partial sums, and left in place of the scores.
   // Meanwhile the memory of the next row is asked for, which would idle else.
   template <bool Keep>
-  IE_INLINE void sum_block(C* p, int64_t n, const char* next, V top, Lanes<C>& total) const {
+  IE_INLINE void sum_block(C* p, int64_t n, const char* next, const Base<C>& base, Lanes<C>& total) const {
     Lanes<C> part;
     for (int64_t i = 0; i < n; i += kLanes<C>) {
       __builtin_prefetch(next + i * sizeof(S), 1);
 #pragma GCC unroll 4
       for (int k = 0; k < Lanes<C>::kVectors; ++k) {
         C* const at = p + i + k * V::N;
-        const V e = exp_down(V::load(at) - top);
+        const V e = exp_over(V::load(at), base);
         if constexpr (Keep) e.store(at);
         part.v[k] = part.v[k] + e;
       }
@@ -292,12 +303,12 @@ struct Row {
     for (int k = 0; k < Lanes<C>::kVectors; ++k) total.v[k] = total.v[k] + part.v[k];
   }
   template <Finish F>
-  IE_INLINE void put(int64_t at, int64_t n, const C* p, V top, V sum, V inverse) const {
+  IE_INLINE void put(int64_t at, int64_t n, const C* p, const Base<C>& base, V sum, V inverse) const {
     S raw[kBlock];
     char* const to = x + call.shift + at * call.stride;
     char* out = contiguous() ? to : reinterpret_cast<char*>(raw);
     store_results<S>(out, n, [&](int64_t i) __attribute__((always_inline)) {
-      return finish<F>(V::load(p + i), top, sum, inverse);
+      return finish<F>(V::load(p + i), base, sum, inverse);
     });
     if (!contiguous()) scatter(to, raw, call.stride, n);
   }
@@ -309,6 +320,7 @@ struct Row {
     V top(kMinusInf<C>);
     for (int64_t at = 0; at < length; at += kBlock) top = fetch(at, block(at), place(at), top);
     top = V(fold<C, V::N>(top.v, [](auto a, auto b) { return a > b ? a : b; }));
+    Base<C> base(top, call.logarithm);
     Lanes<C> total;
     // The next row, or of short ones one farther on.
     const int64_t ahead = std::max<int64_t>(1, kPrefetchAhead / (length * static_cast<int64_t>(sizeof(S))));
@@ -316,25 +328,25 @@ struct Row {
     for (int64_t at = 0; at < length; at += kBlock) {
       if (!held) fetch(at, block(at), place(at), top);
       if (held && !call.logarithm) {
-        sum_block<true>(place(at), block(at), next + at * sizeof(S), top, total);
+        sum_block<true>(place(at), block(at), next + at * sizeof(S), base, total);
       } else {
-        sum_block<false>(place(at), block(at), next + at * sizeof(S), top, total);
+        sum_block<false>(place(at), block(at), next + at * sizeof(S), base, total);
       }
     }
     V sum(total.sum());
     const V inverse = V(C(1)) / sum;
-    if (call.logarithm) normalize(top, sum);
+    if (call.logarithm) normalize(base.top, sum);
     for (int64_t at = 0; at < length; at += kBlock) {
       if (!held) fetch(at, block(at), place(at), top);
       switch (finish_of(call, held)) {
         case Finish::divide:
-          put<Finish::divide>(at, block(at), place(at), top, sum, inverse);
+          put<Finish::divide>(at, block(at), place(at), base, sum, inverse);
           break;
         case Finish::exponential:
-          put<Finish::exponential>(at, block(at), place(at), top, sum, inverse);
+          put<Finish::exponential>(at, block(at), place(at), base, sum, inverse);
           break;
         case Finish::logarithm:
-          put<Finish::logarithm>(at, block(at), place(at), top, sum, inverse);
+          put<Finish::logarithm>(at, block(at), place(at), base, sum, inverse);
           break;
       }
     }
@@ -347,6 +359,20 @@ template <class S>
 struct Columns {
   using C = ComputeOf<S>;
   using V = Vec<C>;
+
+  // The bases of the rows, to be had from any of them on.
+  struct Bases {
+    alignas(64) C top[kMaxColumns], shift[kMaxColumns], power[kMaxColumns], bottom[kMaxColumns];
+    IE_INLINE Base<C> at(int64_t i) const {
+      return {V::load(top + i), V::load(shift + i), V::load(power + i), V::load(bottom + i)};
+    }
+    IE_INLINE void set(int64_t i, const Base<C>& base) {
+      base.top.store(top + i);
+      base.shift.store(shift + i);
+      base.power.store(power + i);
+      base.bottom.store(bottom + i);
+    }
+  };
 
   const Softmax& call;
   char* x;
@@ -368,17 +394,17 @@ struct Columns {
                   [&](int64_t i, V s, int64_t) __attribute__((always_inline)) { s.store(to + i); });
   }
   template <bool Keep>
-  IE_INLINE void sum_step(C* p, const C* top, C* part) const {
+  IE_INLINE void sum_step(C* p, const Bases& base, C* part) const {
     for (int64_t i = 0; i < width; i += V::N) {
-      const V e = exp_down(V::load(p + i) - V::load(top + i));
+      const V e = exp_over(V::load(p + i), base.at(i));
       if constexpr (Keep) e.store(p + i);
       (V::load(part + i) + e).store(part + i);
     }
   }
   template <Finish F>
-  IE_INLINE void put(char* to, const C* p, const C* top, const C* sum, const C* inverse) const {
+  IE_INLINE void put(char* to, const C* p, const Bases& base, const C* sum, const C* inverse) const {
     store_results<S>(to, count, [&](int64_t i) __attribute__((always_inline)) {
-      return finish<F>(V::load(p + i), V::load(top + i), V::load(sum + i), V::load(inverse + i));
+      return finish<F>(V::load(p + i), base.at(i), V::load(sum + i), V::load(inverse + i));
     });
   }
   static void add(C* to, const C* from, int64_t n) {
@@ -388,15 +414,18 @@ struct Columns {
   void run(bool held) const {
     constexpr int L = kLanes<C>;
     const int64_t length = call.length;
-    alignas(64) C top[kMaxColumns], inverse[kMaxColumns];
+    Bases base;
+    alignas(64) C inverse[kMaxColumns];
     alignas(64) C total[L * kMaxColumns], part[L * kMaxColumns];
     const auto place = [&](int64_t at) { return held ? buffer + at * width : buffer; };
-    std::fill(top, top + width, kMinusInf<C>);
+    std::fill(base.top, base.top + width, kMinusInf<C>);
     for (int64_t at = 0; at < length; ++at) {
       C* const p = place(at);
       fetch(at, p);
-      for (int64_t i = 0; i < width; i += V::N) max(V::load(p + i), V::load(top + i)).store(top + i);
+      for (int64_t i = 0; i < width; i += V::N)
+        max(V::load(p + i), V::load(base.top + i)).store(base.top + i);
     }
+    for (int64_t i = 0; i < width; i += V::N) base.set(i, Base<C>(V::load(base.top + i), call.logarithm));
     // Partial sums that no element goes to stay 0, and adding them would change nothing.
     int64_t lanes = std::min<int64_t>(L, length);
     std::fill(total, total + lanes * width, C(0));
@@ -405,9 +434,9 @@ struct Columns {
       for (int64_t at = block; at < std::min(length, block + kBlock); ++at) {
         if (!held) fetch(at, place(at));
         if (held && !call.logarithm) {
-          sum_step<true>(place(at), top, part + at % L * width);
+          sum_step<true>(place(at), base, part + at % L * width);
         } else {
-          sum_step<false>(place(at), top, part + at % L * width);
+          sum_step<false>(place(at), base, part + at % L * width);
         }
       }
       add(total, part, lanes * width);
@@ -417,11 +446,11 @@ struct Columns {
       lanes = std::min(lanes, half);
     }
     for (int64_t i = 0; i < width; i += V::N) {
-      V sum = V::load(total + i), high = V::load(top + i);
+      V sum = V::load(total + i), top = V::load(base.top + i);
       (V(C(1)) / sum).store(inverse + i);
-      if (call.logarithm) normalize(high, sum);
+      if (call.logarithm) normalize(top, sum);
+      top.store(base.top + i);
       sum.store(total + i);
-      high.store(top + i);
     }
     for (int64_t at = 0; at < length; ++at) {
       if (held) prefetch_step(at);
@@ -429,13 +458,13 @@ struct Columns {
       char* const to = x + call.shift + at * call.stride;
       switch (finish_of(call, held)) {
         case Finish::divide:
-          put<Finish::divide>(to, place(at), top, total, inverse);
+          put<Finish::divide>(to, place(at), base, total, inverse);
           break;
         case Finish::exponential:
-          put<Finish::exponential>(to, place(at), top, total, inverse);
+          put<Finish::exponential>(to, place(at), base, total, inverse);
           break;
         case Finish::logarithm:
-          put<Finish::logarithm>(to, place(at), top, total, inverse);
+          put<Finish::logarithm>(to, place(at), base, total, inverse);
           break;
       }
     }
