@@ -6,6 +6,8 @@ were.
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 from collections.abc import Callable
 
 import pytest
@@ -157,6 +159,71 @@ def test_threads_begin_inside_of_rows() -> None:
             with threads(count):
                 check("copy_", clone_strided(x), w, path="move")
                 check("sub_", clone_strided(x), w, path="staged")
+
+
+# ---- elements with gaps between them ----------------------------------------------------------------------
+
+
+@BY_DTYPE
+def test_every_nth_element(dtype: torch.dtype) -> None:
+    """Vectors gathered from as many in memory as the step is long, and the part of one at the end."""
+    for step in range(2, 10):
+        for n in (*range(1, 70), 130, 700, 1100):
+            x = make((3, n * step), dtype, "offset", n)[:, ::step]
+            w = make((3, n * step), dtype, "rows", n + 1)[:, ::step]
+            if n > 1:
+                check(operation(dtype), clone_strided(x), w, path="staged")
+                check("copy_", clone_strided(x), w.contiguous(), path="move")
+                check("copy_", make((3, n), dtype, "contiguous", 2), w, path="move")
+            # A single row.
+            check("copy_", clone_strided(x[0]), w[0], path="move")
+
+
+@BY_DTYPE
+def test_short_rows_with_gaps(dtype: torch.dtype) -> None:
+    """More of them than a piece holds, and in blocks of which each begins elsewhere."""
+    for columns in (1, 2, 3, 5, 7, 8, 12, 15, 16, 17, 31, 33, 63, 64, 65):
+        for shape in ((PIECE // columns + 5, columns), (5, 30, columns), (40, 3, columns)):
+            whole = make((*shape[:-2], shape[-2] + 1, columns + 2), dtype, "offset", columns)
+            x = whole[..., : shape[-2], :columns]
+            w = make((*shape[:-1], columns + 1), dtype, "contiguous", 3)[..., :columns]
+            check(operation(dtype), clone_strided(x), w, path="staged")
+            check("copy_", clone_strided(x), w.contiguous(), path="move")
+            check("copy_", make(shape, dtype, "contiguous", 2), w, path="move")
+
+
+def before_a_gap(size: int, dtype: torch.dtype) -> torch.Tensor:
+    """A tensor whose memory ends where the next page may not be touched."""
+    libc = ctypes.CDLL(None)
+    length = -(-size * dtype.itemsize // mmap.PAGESIZE) * mmap.PAGESIZE
+    memory = mmap.mmap(-1, length + mmap.PAGESIZE)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    assert libc.mprotect(ctypes.c_void_p(start + length), mmap.PAGESIZE, mmap.PROT_READ * 0) == 0
+    return torch.frombuffer(memory, dtype=dtype, count=length // dtype.itemsize)[-size:]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.uint8], ids=dtype_name)
+def test_nothing_behind_the_last_element_is_touched(dtype: torch.dtype) -> None:
+    for n in (1, 2, 5, 15, 16, 17, 31, 33, 100, 1100):
+        for step in (1, 2, 3, 5, 8):
+            size = (n - 1) * step + 1
+            x, w = (before_a_gap(size, dtype) for _ in range(2))
+            data = make_data(size, dtype, n)
+            for t in (x, w):
+                t.copy_(data)
+            ie.add_(x[::step], w[::step])
+            ie.copy_(w[::step], x[::step].clone())
+            assert matches(x[::step], data[::step] + data[::step]).all() and matches(w, x).all()
+        for columns in (3, 16, 20):
+            numbers = before_a_gap(n, dtype).copy_(make_data(n, dtype, 1))
+            rows = before_a_gap(n * (columns + 1), dtype).fill_(1).view(n, columns + 1)[:, 1:]
+            full = before_a_gap(n * columns, dtype).fill_(1).view(n, columns)
+            want = torch.ones(n, columns, dtype=dtype) + numbers[:, None]
+            for x in (rows, full):
+                ie.add_(x, numbers[:, None])
+                assert matches(x, want).all()
+                ie.copy_(x, numbers[:, None])
+                assert matches(x, numbers[:, None].expand(n, columns)).all()
 
 
 # ---- short rows and tails ---------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ namespace {
 
 // Rows shorter than this are not worth a call each: pieces then span rows, through staging where needed. A
 // row that needs staging anyway, or a number of its own, must be longer to be worth a piece of its own.
-constexpr int64_t kShortRow = 8, kShortStagedRow = 64, kShortNumberedRow = 48, kShortCopiedRow = 2048;
+constexpr int64_t kShortStagedRow = 64, kShortNumberedRow = 48, kShortCopiedRow = 2048;
 // Where permutations put the numbers of rows into a buffer, that is worth it for rows shorter than this; than
 // kShortStagedRow for rows of whole vectors of a tensor that the second-level cache holds.
 constexpr int64_t kMaxRepeated = 128, kCachedBytes = 1 << 20;
@@ -46,11 +46,15 @@ constexpr int64_t kMaxPeriod = 128;
 // The block in which a transposed tensor is turned: kBlockRows elements fill at least half a cache line.
 constexpr int64_t kBlockRows = 16, kBlockColumns = 64;
 constexpr int kMaxItem = 8;
+// How far ahead elements with gaps between them are fetched, in bytes.
+constexpr int64_t kNearAhead = 2048;
+// Memory that a piece of elements with gaps between them spans, unless it holds fewer than so many.
+constexpr int64_t kStridedBytes = 4096, kMinStrided = 128;
 
 int64_t min(int64_t a, int64_t b) {
   return a < b ? a : b;
 }
-int max(int a, int b) {
+int64_t max(int64_t a, int64_t b) {
   return a > b ? a : b;
 }
 
@@ -59,82 +63,155 @@ struct Patch {
   char* p;
   int64_t columns, column_stride;
   int64_t rows, row_stride;
+  // Where a row of the space ends in memory, and how far from there the next one begins.
+  const char* end = nullptr;
+  int64_t gap = 0;
 };
 
 #if defined(INPLACE_EXT_AVX512)
-// Elements at every step-th place, 3 <= step <= 8, in blocks of `step` vectors, which hold as many of them as
-// one vector has lanes: masks that choose them, and how many the vectors before hold. What lies between is
-// neither read nor written.
-template <class T>
+// Elements at every Step-th place: permutations gather a vector of them from Step vectors of memory and
+// scatter it to them. What lies between the elements is not written, and what lies behind the last one not
+// read.
+template <class T, int Step>
 struct NearPlaces {
-  static constexpr int kLanes = Vec<T>::N, kMaxStep = 8;
-  int64_t step;
-  uint16_t mask[kMaxStep] = {};
-  int before[kMaxStep] = {};
-  constexpr NearPlaces(int64_t s) : step(s) {
-    int found = 0;
-    for (int k = 0; k < step; ++k) {
-      before[k] = found;
-      for (int lane = 0; lane < kLanes; ++lane) {
-        if ((k * kLanes + lane) % step == 0) mask[k] |= 1 << lane, ++found;
+  static constexpr int kLanes = Vec<T>::N;
+  using raw = typename Vec<T>::raw;
+  using lanes = std::conditional_t<sizeof(T) == 4, __mmask16, __mmask8>;
+  // The lanes of the elements that lie in vector k of memory, of the elements and there.
+  static constexpr lanes of_elements(int k) {
+    int mask = 0;
+    for (int i = 0; i < kLanes; ++i) mask |= (i * Step / kLanes == k) << i;
+    return static_cast<lanes>(mask);
+  }
+  static constexpr lanes in_memory(int k) {
+    int mask = 0;
+    for (int lane = 0; lane < kLanes; ++lane) mask |= ((k * kLanes + lane) % Step == 0) << lane;
+    return static_cast<lanes>(mask);
+  }
+  // The same of the first n elements.
+  static IE_INLINE lanes in_memory(int k, int n) {
+    const int end = (n - 1) * Step + 1 - k * kLanes;
+    return in_memory(k) & static_cast<lanes>(end <= 0 ? 0 : end >= kLanes ? -1 : (1 << end) - 1);
+  }
+  static IE_INLINE __m512i load(lanes m, const T* p) {
+    if constexpr (sizeof(T) == 4) return _mm512_maskz_loadu_epi32(m, p);
+    if constexpr (sizeof(T) == 8) return _mm512_maskz_loadu_epi64(m, p);
+  }
+  static IE_INLINE void store(T* p, lanes m, __m512i v) {
+    if constexpr (sizeof(T) == 4) _mm512_mask_storeu_epi32(p, m, v);
+    if constexpr (sizeof(T) == 8) _mm512_mask_storeu_epi64(p, m, v);
+  }
+  static IE_INLINE __m512i permute(__m512i old, lanes m, raw index, __m512i v) {
+    if constexpr (sizeof(T) == 4) return _mm512_mask_permutexvar_epi32(old, m, (__m512i)index, v);
+    if constexpr (sizeof(T) == 8) return _mm512_mask_permutexvar_epi64(old, m, (__m512i)index, v);
+  }
+  // What comes soon is fetched meanwhile, here or in the next row: while a piece is computed and put back,
+  // nothing else would ask for it.
+  static __attribute__((noinline)) void gather(T* out, const T* p, int64_t n, const char* end, int64_t gap) {
+    raw index;
+    for (int i = 0; i < kLanes; ++i) index[i] = i * Step % kLanes;
+    for (; n > kLanes; n -= kLanes, p += Step * kLanes, out += kLanes) {
+      const char* next = reinterpret_cast<const char*>(p) + kNearAhead;
+      if (next >= end) next += gap;
+      __m512i v = _mm512_setzero_si512();
+#pragma GCC unroll 8
+      for (int k = 0; k < Step; ++k) {
+        __builtin_prefetch(next + k * kVectorBytes);
+        v = permute(v, of_elements(k), index, _mm512_loadu_si512(p + k * kLanes));
       }
+      _mm512_storeu_si512(out, v);
+    }
+    const int rest = static_cast<int>(n);
+    __m512i v = _mm512_setzero_si512();
+#pragma GCC unroll 8
+    for (int k = 0; k < Step; ++k) {
+      v = permute(v, of_elements(k), index, load(in_memory(k, rest), p + k * kLanes));
+    }
+    if (rest == kLanes) {
+      _mm512_storeu_si512(out, v);
+    } else {
+      store_bytes(out, v, rest * static_cast<int>(sizeof(T)));
     }
   }
-  // Of a stride in bytes; null where it is another.
-  static const NearPlaces* find(int64_t stride) {
-    if constexpr (sizeof(T) >= 4) {
-      static constexpr NearPlaces kSteps[] = {3, 4, 5, 6, 7, 8};
-      constexpr int64_t kItem = sizeof(T);
-      if (stride % kItem == 0 && stride >= 3 * kItem && stride <= kMaxStep * kItem)
-        return &kSteps[stride / kItem - 3];
+  static __attribute__((noinline)) void scatter(T* p, const T* in, int64_t n) {
+    raw index[Step];
+#pragma GCC unroll 8
+    for (int k = 0; k < Step; ++k) {
+      for (int lane = 0; lane < kLanes; ++lane) index[k][lane] = (k * kLanes + lane) / Step;
     }
-    return nullptr;
-  }
-  // As many whole blocks of the n elements as leave room for a vector behind the last; how many elements.
-  int64_t gather(T* out, const T* p, int64_t n) const {
-    int64_t done = 0;
-    for (; done + 2 * kLanes <= n; done += kLanes, p += step * kLanes) {
-      for (int k = 0; k < step; ++k) {
-        T* const to = out + done + before[k];
-        if constexpr (sizeof(T) == 4) {
-          const __m512i v = _mm512_maskz_loadu_epi32(mask[k], p + k * kLanes);
-          _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(mask[k], v));
-        } else {
-          const __m512i v = _mm512_maskz_loadu_epi64(mask[k], p + k * kLanes);
-          _mm512_storeu_si512(to, _mm512_maskz_compress_epi64(mask[k], v));
-        }
-      }
+    for (; n >= kLanes; n -= kLanes, p += Step * kLanes, in += kLanes) {
+      const __m512i v = _mm512_loadu_si512(in);
+#pragma GCC unroll 8
+      for (int k = 0; k < Step; ++k) store(p + k * kLanes, in_memory(k), permute(v, -1, index[k], v));
     }
-    return done;
-  }
-  int64_t scatter(T* p, const T* in, int64_t n) const {
-    int64_t done = 0;
-    for (; done + 2 * kLanes <= n; done += kLanes, p += step * kLanes) {
-      for (int k = 0; k < step; ++k) {
-        const __m512i v = _mm512_loadu_si512(in + done + before[k]);
-        if constexpr (sizeof(T) == 4) {
-          _mm512_mask_storeu_epi32(p + k * kLanes, mask[k], _mm512_maskz_expand_epi32(mask[k], v));
-        } else {
-          _mm512_mask_storeu_epi64(p + k * kLanes, mask[k], _mm512_maskz_expand_epi64(mask[k], v));
-        }
-      }
-    }
-    return done;
+    if (n == 0) return;
+    const int rest = static_cast<int>(n);
+    const __m512i v = load_bytes<__m512i>(in, rest * static_cast<int>(sizeof(T)));
+#pragma GCC unroll 8
+    for (int k = 0; k < Step; ++k) store(p + k * kLanes, in_memory(k, rest), permute(v, -1, index[k], v));
   }
 };
+template <class T>
+constexpr bool kHasNearPlaces = sizeof(T) >= 4;
+// Calls f with the NearPlaces of a stride in bytes; false where it is none of theirs.
+template <class T, class F>
+IE_INLINE bool near_places(int64_t stride, F f) {
+  if constexpr (kHasNearPlaces<T>) {
+    switch (stride) {
+      case 2 * sizeof(T):
+        return f(NearPlaces<T, 2>{}), true;
+      case 3 * sizeof(T):
+        return f(NearPlaces<T, 3>{}), true;
+      case 4 * sizeof(T):
+        return f(NearPlaces<T, 4>{}), true;
+      case 5 * sizeof(T):
+        return f(NearPlaces<T, 5>{}), true;
+      case 6 * sizeof(T):
+        return f(NearPlaces<T, 6>{}), true;
+      case 7 * sizeof(T):
+        return f(NearPlaces<T, 7>{}), true;
+      case 8 * sizeof(T):
+        return f(NearPlaces<T, 8>{}), true;
+    }
+  }
+  return false;
+}
+// Rows that are shorter than a vector, from memory side by side and back: a load and a store for each. What
+// is stored beyond a row the next one writes over; back in memory nothing is.
+inline bool gather_short_rows(char* out, const char* p, int64_t bytes, int64_t rows, int64_t step) {
+  if (bytes >= kVectorBytes) return false;
+  const __mmask64 mask = (__mmask64(1) << bytes) - 1;
+  for (int64_t left = rows * bytes; left > 0; left -= bytes, p += step, out += bytes) {
+    const __m512i v = _mm512_maskz_loadu_epi8(mask, p);
+    if (left >= kVectorBytes) {
+      _mm512_storeu_si512(out, v);
+    } else {
+      store_bytes(out, v, static_cast<int>(bytes));
+    }
+  }
+  return true;
+}
+inline bool scatter_short_rows(char* p, const char* in, int64_t bytes, int64_t rows, int64_t step) {
+  if (bytes >= kVectorBytes) return false;
+  const __mmask64 mask = (__mmask64(1) << bytes) - 1;
+  for (; rows > 0; --rows, p += step, in += bytes) {
+    _mm512_mask_storeu_epi8(p, mask, _mm512_maskz_loadu_epi8(mask, in));
+  }
+  return true;
+}
 #else
 template <class T>
-struct NearPlaces {
-  static const NearPlaces* find(int64_t) {
-    return nullptr;
-  }
-  int64_t gather(T*, const T*, int64_t) const {
-    return 0;
-  }
-  int64_t scatter(T*, const T*, int64_t) const {
-    return 0;
-  }
-};
+constexpr bool kHasNearPlaces = false;
+template <class T, class F>
+IE_INLINE bool near_places(int64_t, F) {
+  return false;
+}
+inline bool gather_short_rows(char*, const char*, int64_t, int64_t, int64_t) {
+  return false;
+}
+inline bool scatter_short_rows(char*, const char*, int64_t, int64_t, int64_t) {
+  return false;
+}
 #endif
 
 // Numbers that are each taken `columns` times in turn: an operand with one number a row, as rows see it that
@@ -227,10 +304,13 @@ struct Repeat {
 template <class T>
 void gather(char* dst, const Patch& from) {
   T* out = reinterpret_cast<T*>(dst);
-  const NearPlaces<T>* const near = NearPlaces<T>::find(from.column_stride);
+  constexpr int64_t kItem = sizeof(T);
+  if (from.column_stride == kItem && from.rows > 1 &&
+      gather_short_rows(dst, from.p, from.columns * kItem, from.rows, from.row_stride))
+    return;
   for (int64_t r = 0; r < from.rows; ++r) {
     const char* p = from.p + r * from.row_stride;
-    if (from.column_stride == 2 * static_cast<int64_t>(sizeof(T))) {
+    if (from.column_stride == 2 * static_cast<int64_t>(sizeof(T)) && !kHasNearPlaces<T>) {
       // Every other element: the one stride that is common and that shuffles serve.
       const T* in = reinterpret_cast<const T*>(p);
       for (int64_t c = 0; c < from.columns; ++c) out[c] = in[2 * c];
@@ -248,11 +328,11 @@ void gather(char* dst, const Patch& from) {
       const bool room = (from.rows - r - 1) * from.columns >= Vec<T>::N;
       for (; room && c < from.columns; c += Vec<T>::N) v.store(out + c);
       for (; c < from.columns; ++c) out[c] = value;
-    } else {
-      int64_t c = near ? near->gather(out, reinterpret_cast<const T*>(p), from.columns) : 0;
-      p += c * from.column_stride;
+    } else if (!near_places<T>(from.column_stride, [&](auto near) {
+                 near.gather(out, reinterpret_cast<const T*>(p), from.columns, from.end, from.gap);
+               })) {
 #pragma GCC unroll 4
-      for (; c < from.columns; ++c, p += from.column_stride) std::memcpy(out + c, p, sizeof(T));
+      for (int64_t c = 0; c < from.columns; ++c, p += from.column_stride) std::memcpy(out + c, p, sizeof(T));
     }
     out += from.columns;
   }
@@ -262,16 +342,14 @@ void gather(char* dst, const Patch& from) {
 template <class T>
 int64_t scatter_every_other(T* p, const T* in, int64_t n) {
 #if defined(INPLACE_EXT_AVX512)
-  if constexpr (sizeof(T) > 1) {
+  if constexpr (sizeof(T) == 2) {
     constexpr int kLanes = Vec<T>::N;
     using raw = typename Vec<T>::raw;
-    using index = typename raw_vector<typename int_of_size<sizeof(T)>::type, kLanes>::type;
+    using index = typename raw_vector<int16_t, kLanes>::type;
     index low, high;
     for (int i = 0; i < kLanes; ++i) low[i] = i / 2, high[i] = kLanes / 2 + i / 2;
     const auto store = [](T* to, raw v) __attribute__((always_inline)) {
-      if constexpr (sizeof(T) == 2) _mm512_mask_storeu_epi16(to, 0x55555555, (__m512i)v);
-      if constexpr (sizeof(T) == 4) _mm512_mask_storeu_epi32(to, 0x5555, (__m512i)v);
-      if constexpr (sizeof(T) == 8) _mm512_mask_storeu_epi64(to, 0x55, (__m512i)v);
+      _mm512_mask_storeu_epi16(to, 0x55555555, (__m512i)v);
     };
     int64_t c = 0;
     for (; c + kLanes <= n; c += kLanes) {
@@ -288,10 +366,13 @@ int64_t scatter_every_other(T* p, const T* in, int64_t n) {
 template <class T>
 void scatter(const Patch& to, const char* src) {
   const T* in = reinterpret_cast<const T*>(src);
-  const NearPlaces<T>* const near = NearPlaces<T>::find(to.column_stride);
+  constexpr int64_t kItem = sizeof(T);
+  if (to.column_stride == kItem && to.rows > 1 &&
+      scatter_short_rows(to.p, src, to.columns * kItem, to.rows, to.row_stride))
+    return;
   for (int64_t r = 0; r < to.rows; ++r) {
     char* p = to.p + r * to.row_stride;
-    if (to.column_stride == 2 * static_cast<int64_t>(sizeof(T))) {
+    if (to.column_stride == 2 * static_cast<int64_t>(sizeof(T)) && !kHasNearPlaces<T>) {
       T* const out = reinterpret_cast<T*>(p);
       for (int64_t c = scatter_every_other(out, in, to.columns); c < to.columns; ++c) out[2 * c] = in[c];
       in += to.columns;
@@ -302,10 +383,11 @@ void scatter(const Patch& to, const char* src) {
       in += to.columns;
       continue;
     }
-    int64_t c = near ? near->scatter(reinterpret_cast<T*>(p), in, to.columns) : 0;
-    p += c * to.column_stride;
+    if (!near_places<T>(to.column_stride,
+                        [&](auto near) { near.scatter(reinterpret_cast<T*>(p), in, to.columns); })) {
 #pragma GCC unroll 4
-    for (; c < to.columns; ++c, p += to.column_stride) std::memcpy(p, in + c, sizeof(T));
+      for (int64_t c = 0; c < to.columns; ++c, p += to.column_stride) std::memcpy(p, in + c, sizeof(T));
+    }
     in += to.columns;
   }
 }
@@ -523,7 +605,8 @@ class Executor {
   void cut() {
     plain_ = true;
     bool repeats = true, converts = false, strides = false, numbers = false;
-    int widest = single_ || move_ ? 1 : item_size(program_.compute);
+    int64_t longest = 0; // stride
+    int64_t widest = single_ || move_ ? 1 : item_size(program_.compute);
     blocked_ = false;
     for (int t = 0; t < space_.tensors; ++t) {
       Slot& s = slot_[t];
@@ -537,19 +620,25 @@ class Executor {
       repeats &= simple || s.period > 0;
       converts |= s.converted && !s.constant;
       numbers |= !simple && s.arg->stride[0] == 0;
-      strides |= !simple && s.arg->stride[0] != 0 && s.arg->stride[0] != s.item;
+      if (!simple && s.arg->stride[0] != 0 && s.arg->stride[0] != s.item) {
+        strides = true;
+        longest = max(longest, s.arg->stride[0]);
+      }
       blocked_ |=
           space_.dims > 1 && !simple && is_transposed(s) && space_.size[0] >= 4 && space_.size[1] >= 4;
     }
     const int64_t row = space_.dims > 0 ? space_.size[0] : 1;
     // As much as the buffers hold: what a piece costs beside its elements is felt.
     chunk_ = kChunk * (kMaxItem / widest);
+    // Elements far apart: fewer, so that their lines are still near when they are put back.
+    if (single_ && row >= kShortStagedRow && longest > 0)
+      chunk_ = min(chunk_, max(kStridedBytes / longest & -kMinStrided, kMinStrided));
     chunk_rows_ = space_.dims > 1 ? chunk_ / row : 0;
     chunk_rest_ = chunk_ - chunk_rows_ * row;
-    const int64_t short_row = numbers && (single_ || move_) && !converts && !strides ? short_numbered_row(row)
-                              : converts || strides || !single_                      ? kShortStagedRow
-                                                                                     : kShortRow;
-    const bool worth_a_call = row >= short_row;
+    const int64_t worth = numbers && (single_ || move_) && !converts && !strides ? short_numbered_row(row)
+                          : converts || strides || !single_                      ? kShortStagedRow
+                                                                                 : short_row(widest);
+    const bool worth_a_call = row >= worth;
     by_row_ = !plain_ && (blocked_ || space_.dims == 1 || (!repeats && worth_a_call));
     staged_ = gathers_ = false;
     int repeated_item = 0;
@@ -586,6 +675,11 @@ class Executor {
     }
   }
 
+  // The row from which on a row is worth a call: with AVX-512, where a load and a store put a shorter one
+  // into a buffer and back, a whole vector.
+  static int64_t short_row(int64_t item) {
+    return kVectorBytes == 64 ? kVectorBytes / item : 8;
+  }
   // The row from which on a row with a number of its own is worth a piece of its own.
   int64_t short_numbered_row(int64_t row) const {
     const Slot& x = slot_[move_ ? program_.stage[1].b : program_.stage[0].b];
@@ -872,7 +966,9 @@ class Executor {
   void patches(const Slot& s, char* base, int64_t n, const int64_t* index, int64_t done, F f) const {
     if (by_row_ || s.linear) {
       const int64_t stride = s.linear ? s.item : s.arg->stride[0];
-      f(Patch{base + done * stride, n, stride, 1, 0}, int64_t{0});
+      const char* const end = base + (space_.size[0] - index[0]) * stride;
+      const int64_t gap = space_.dims > 1 ? s.arg->stride[1] - space_.size[0] * stride : 0;
+      f(Patch{base + done * stride, n, stride, 1, 0, end, gap}, int64_t{0});
       return;
     }
     // Across rows: the rest of a row, then as many whole rows as the next dim has, then the begin of a row.
