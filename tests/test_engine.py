@@ -360,7 +360,7 @@ NORMALIZE: Stages = [
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=dtype_name)
 def test_normalize_on_all_sizes(dtype: torch.dtype) -> None:
-    """Tails of a tile (8 vectors) and of a chunk (512 elements)."""
+    """Tails of a tile (8 vectors) and of a chunk (512 elements, of float32 1024)."""
     compute = "f64" if dtype == torch.float64 else "f32"
     sizes = [0, 1, *range(2, 300, 7), 127, 128, 129, 255, 256, 511, 512, 513, 640, 1023, 1024, 1025, 1537]
     for n in sizes:

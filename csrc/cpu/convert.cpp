@@ -225,7 +225,11 @@ void splat(void* x, DType dtype, const void* value, DType value_dtype, int64_t n
   uint64_t bits = 0;
   const int size = item_size(dtype);
   if (dtype == value_dtype && dtype != DType::b8) {
-    std::memcpy(&bits, value, size); // once a row: worth a short way
+    // Once a row: worth a way without calls.
+    if (size == 8) std::memcpy(&bits, value, 8);
+    if (size == 4) std::memcpy(&bits, value, 4);
+    if (size == 2) std::memcpy(&bits, value, 2);
+    if (size == 1) std::memcpy(&bits, value, 1);
   } else {
     convert(&bits, dtype, value, value_dtype, 1);
   }

@@ -37,15 +37,25 @@ namespace {
 
 // Rows shorter than this are not worth a call each: pieces then span rows, through staging where needed. A
 // row that needs staging anyway, or a number of its own, must be longer to be worth a piece of its own.
-constexpr int64_t kShortRow = 8, kShortStagedRow = 64, kShortNumberedRow = 48;
+constexpr int64_t kShortStagedRow = 64, kShortNumberedRow = 48, kShortCopiedRow = 2048;
+// Where permutations put the numbers of rows into a buffer, that is worth it for rows shorter than this; than
+// kShortStagedRow for rows of whole vectors of a tensor that the second-level cache holds.
+constexpr int64_t kMaxRepeated = 128, kCachedBytes = 1 << 20;
 // The longest row that is repeated in a buffer.
 constexpr int64_t kMaxPeriod = 128;
 // The block in which a transposed tensor is turned: kBlockRows elements fill at least half a cache line.
 constexpr int64_t kBlockRows = 16, kBlockColumns = 64;
 constexpr int kMaxItem = 8;
+// How far ahead elements with gaps between them are fetched, in bytes.
+constexpr int64_t kNearAhead = 2048;
+// Memory that a piece of elements with gaps between them spans, unless it holds fewer than so many.
+constexpr int64_t kStridedBytes = 4096, kMinStrided = 128;
 
 int64_t min(int64_t a, int64_t b) {
   return a < b ? a : b;
+}
+int64_t max(int64_t a, int64_t b) {
+  return a > b ? a : b;
 }
 
 // A block of elements in memory: `rows` rows of `columns`, with their strides in bytes.
@@ -53,111 +63,254 @@ struct Patch {
   char* p;
   int64_t columns, column_stride;
   int64_t rows, row_stride;
+  // Where a row of the space ends in memory, and how far from there the next one begins.
+  const char* end = nullptr;
+  int64_t gap = 0;
 };
-// A few bytes, fewer than a call is worth: in words, of which the last overlaps the one before it. No masked
-// stores: loads of what lies beside them wait.
-template <class Word>
-IE_INLINE void copy_words(char* dst, const char* src, int64_t bytes) {
-  constexpr int64_t kSize = sizeof(Word);
-  for (int64_t i = 0; i + kSize <= bytes; i += kSize) std::memcpy(dst + i, src + i, kSize);
-  std::memcpy(dst + bytes - kSize, src + bytes - kSize, kSize);
-}
-IE_INLINE void copy_run(char* dst, const char* src, int64_t bytes) {
-  using Wide = raw_vector<uint8_t, 16>::type;
-  if (bytes >= 16) {
-    copy_words<Wide>(dst, src, bytes);
-  } else if (bytes >= 8) {
-    copy_words<uint64_t>(dst, src, bytes);
-  } else if (bytes >= 4) {
-    copy_words<uint32_t>(dst, src, bytes);
-  } else {
-    for (int64_t i = 0; i < bytes; ++i) dst[i] = src[i];
-  }
-}
 
 #if defined(INPLACE_EXT_AVX512)
-// Elements at every step-th place, 3 <= step <= 8, in blocks of `step` vectors, which hold as many of them as
-// one vector has lanes: masks that choose them, and how many the vectors before hold. What lies between is
-// neither read nor written.
-template <class T>
+// Elements at every Step-th place: permutations gather a vector of them from Step vectors of memory and
+// scatter it to them. What lies between the elements is not written, and what lies behind the last one not
+// read.
+template <class T, int Step>
 struct NearPlaces {
-  static constexpr int kLanes = Vec<T>::N, kMaxStep = 8;
-  int64_t step;
-  uint16_t mask[kMaxStep] = {};
-  int before[kMaxStep] = {};
-  constexpr NearPlaces(int64_t s) : step(s) {
-    int found = 0;
-    for (int k = 0; k < step; ++k) {
-      before[k] = found;
-      for (int lane = 0; lane < kLanes; ++lane) {
-        if ((k * kLanes + lane) % step == 0) mask[k] |= 1 << lane, ++found;
+  static constexpr int kLanes = Vec<T>::N;
+  using raw = typename Vec<T>::raw;
+  using lanes = std::conditional_t<sizeof(T) == 4, __mmask16, __mmask8>;
+  // The lanes of the elements that lie in vector k of memory, of the elements and there.
+  static constexpr lanes of_elements(int k) {
+    int mask = 0;
+    for (int i = 0; i < kLanes; ++i) mask |= (i * Step / kLanes == k) << i;
+    return static_cast<lanes>(mask);
+  }
+  static constexpr lanes in_memory(int k) {
+    int mask = 0;
+    for (int lane = 0; lane < kLanes; ++lane) mask |= ((k * kLanes + lane) % Step == 0) << lane;
+    return static_cast<lanes>(mask);
+  }
+  // The same of the first n elements.
+  static IE_INLINE lanes in_memory(int k, int n) {
+    const int end = (n - 1) * Step + 1 - k * kLanes;
+    return in_memory(k) & static_cast<lanes>(end <= 0 ? 0 : end >= kLanes ? -1 : (1 << end) - 1);
+  }
+  static IE_INLINE __m512i load(lanes m, const T* p) {
+    if constexpr (sizeof(T) == 4) return _mm512_maskz_loadu_epi32(m, p);
+    if constexpr (sizeof(T) == 8) return _mm512_maskz_loadu_epi64(m, p);
+  }
+  static IE_INLINE void store(T* p, lanes m, __m512i v) {
+    if constexpr (sizeof(T) == 4) _mm512_mask_storeu_epi32(p, m, v);
+    if constexpr (sizeof(T) == 8) _mm512_mask_storeu_epi64(p, m, v);
+  }
+  static IE_INLINE __m512i permute(__m512i old, lanes m, raw index, __m512i v) {
+    if constexpr (sizeof(T) == 4) return _mm512_mask_permutexvar_epi32(old, m, (__m512i)index, v);
+    if constexpr (sizeof(T) == 8) return _mm512_mask_permutexvar_epi64(old, m, (__m512i)index, v);
+  }
+  // What comes soon is fetched meanwhile, here or in the next row: while a piece is computed and put back,
+  // nothing else would ask for it.
+  static __attribute__((noinline)) void gather(T* out, const T* p, int64_t n, const char* end, int64_t gap) {
+    raw index;
+    for (int i = 0; i < kLanes; ++i) index[i] = i * Step % kLanes;
+    for (; n > kLanes; n -= kLanes, p += Step * kLanes, out += kLanes) {
+      const char* next = reinterpret_cast<const char*>(p) + kNearAhead;
+      if (next >= end) next += gap;
+      __m512i v = _mm512_setzero_si512();
+#pragma GCC unroll 8
+      for (int k = 0; k < Step; ++k) {
+        __builtin_prefetch(next + k * kVectorBytes);
+        v = permute(v, of_elements(k), index, _mm512_loadu_si512(p + k * kLanes));
       }
+      _mm512_storeu_si512(out, v);
+    }
+    const int rest = static_cast<int>(n);
+    __m512i v = _mm512_setzero_si512();
+#pragma GCC unroll 8
+    for (int k = 0; k < Step; ++k) {
+      v = permute(v, of_elements(k), index, load(in_memory(k, rest), p + k * kLanes));
+    }
+    if (rest == kLanes) {
+      _mm512_storeu_si512(out, v);
+    } else {
+      store_bytes(out, v, rest * static_cast<int>(sizeof(T)));
     }
   }
-  // Of a stride in bytes; null where it is another.
-  static const NearPlaces* find(int64_t stride) {
-    if constexpr (sizeof(T) >= 4) {
-      static constexpr NearPlaces kSteps[] = {3, 4, 5, 6, 7, 8};
-      constexpr int64_t kItem = sizeof(T);
-      if (stride % kItem == 0 && stride >= 3 * kItem && stride <= kMaxStep * kItem)
-        return &kSteps[stride / kItem - 3];
+  static __attribute__((noinline)) void scatter(T* p, const T* in, int64_t n) {
+    raw index[Step];
+#pragma GCC unroll 8
+    for (int k = 0; k < Step; ++k) {
+      for (int lane = 0; lane < kLanes; ++lane) index[k][lane] = (k * kLanes + lane) / Step;
     }
-    return nullptr;
-  }
-  // As many whole blocks of the n elements as leave room for a vector behind the last; how many elements.
-  int64_t gather(T* out, const T* p, int64_t n) const {
-    int64_t done = 0;
-    for (; done + 2 * kLanes <= n; done += kLanes, p += step * kLanes) {
-      for (int k = 0; k < step; ++k) {
-        T* const to = out + done + before[k];
-        if constexpr (sizeof(T) == 4) {
-          const __m512i v = _mm512_maskz_loadu_epi32(mask[k], p + k * kLanes);
-          _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(mask[k], v));
-        } else {
-          const __m512i v = _mm512_maskz_loadu_epi64(mask[k], p + k * kLanes);
-          _mm512_storeu_si512(to, _mm512_maskz_compress_epi64(mask[k], v));
-        }
-      }
+    for (; n >= kLanes; n -= kLanes, p += Step * kLanes, in += kLanes) {
+      const __m512i v = _mm512_loadu_si512(in);
+#pragma GCC unroll 8
+      for (int k = 0; k < Step; ++k) store(p + k * kLanes, in_memory(k), permute(v, -1, index[k], v));
     }
-    return done;
-  }
-  int64_t scatter(T* p, const T* in, int64_t n) const {
-    int64_t done = 0;
-    for (; done + 2 * kLanes <= n; done += kLanes, p += step * kLanes) {
-      for (int k = 0; k < step; ++k) {
-        const __m512i v = _mm512_loadu_si512(in + done + before[k]);
-        if constexpr (sizeof(T) == 4) {
-          _mm512_mask_storeu_epi32(p + k * kLanes, mask[k], _mm512_maskz_expand_epi32(mask[k], v));
-        } else {
-          _mm512_mask_storeu_epi64(p + k * kLanes, mask[k], _mm512_maskz_expand_epi64(mask[k], v));
-        }
-      }
-    }
-    return done;
+    if (n == 0) return;
+    const int rest = static_cast<int>(n);
+    const __m512i v = load_bytes<__m512i>(in, rest * static_cast<int>(sizeof(T)));
+#pragma GCC unroll 8
+    for (int k = 0; k < Step; ++k) store(p + k * kLanes, in_memory(k, rest), permute(v, -1, index[k], v));
   }
 };
+template <class T>
+constexpr bool kHasNearPlaces = sizeof(T) >= 4;
+// Calls f with the NearPlaces of a stride in bytes; false where it is none of theirs.
+template <class T, class F>
+IE_INLINE bool near_places(int64_t stride, F f) {
+  if constexpr (kHasNearPlaces<T>) {
+    switch (stride) {
+      case 2 * sizeof(T):
+        return f(NearPlaces<T, 2>{}), true;
+      case 3 * sizeof(T):
+        return f(NearPlaces<T, 3>{}), true;
+      case 4 * sizeof(T):
+        return f(NearPlaces<T, 4>{}), true;
+      case 5 * sizeof(T):
+        return f(NearPlaces<T, 5>{}), true;
+      case 6 * sizeof(T):
+        return f(NearPlaces<T, 6>{}), true;
+      case 7 * sizeof(T):
+        return f(NearPlaces<T, 7>{}), true;
+      case 8 * sizeof(T):
+        return f(NearPlaces<T, 8>{}), true;
+    }
+  }
+  return false;
+}
+// Rows that are shorter than a vector, from memory side by side and back: a load and a store for each. What
+// is stored beyond a row the next one writes over; back in memory nothing is.
+inline bool gather_short_rows(char* out, const char* p, int64_t bytes, int64_t rows, int64_t step) {
+  if (bytes >= kVectorBytes) return false;
+  const __mmask64 mask = (__mmask64(1) << bytes) - 1;
+  for (int64_t left = rows * bytes; left > 0; left -= bytes, p += step, out += bytes) {
+    const __m512i v = _mm512_maskz_loadu_epi8(mask, p);
+    if (left >= kVectorBytes) {
+      _mm512_storeu_si512(out, v);
+    } else {
+      store_bytes(out, v, static_cast<int>(bytes));
+    }
+  }
+  return true;
+}
+inline bool scatter_short_rows(char* p, const char* in, int64_t bytes, int64_t rows, int64_t step) {
+  if (bytes >= kVectorBytes) return false;
+  const __mmask64 mask = (__mmask64(1) << bytes) - 1;
+  for (; rows > 0; --rows, p += step, in += bytes) {
+    _mm512_mask_storeu_epi8(p, mask, _mm512_maskz_loadu_epi8(mask, in));
+  }
+  return true;
+}
 #else
 template <class T>
-struct NearPlaces {
-  static const NearPlaces* find(int64_t) {
-    return nullptr;
+constexpr bool kHasNearPlaces = false;
+template <class T, class F>
+IE_INLINE bool near_places(int64_t, F) {
+  return false;
+}
+inline bool gather_short_rows(char*, const char*, int64_t, int64_t, int64_t) {
+  return false;
+}
+inline bool scatter_short_rows(char*, const char*, int64_t, int64_t, int64_t) {
+  return false;
+}
+#endif
+
+// Numbers that are each taken `columns` times in turn: an operand with one number a row, as rows see it that
+// are shorter than a piece. A row at a time this is a handful of stores and a loop each; a permutation of a
+// register of numbers serves every length of the rows alike, a whole vector at a time from any place in a
+// row. The controls that it takes hold for every kRows rows, and are made once.
+template <class T>
+struct Repeat {
+  using V = Vec<T>;
+  using raw = typename V::raw;
+  // The numbers that one permutation reaches.
+#if defined(INPLACE_EXT_AVX512)
+  static constexpr int kRows = sizeof(T) == 1 ? 16 : V::N;
+#elif defined(INPLACE_EXT_AVX2)
+  static constexpr int kRows = sizeof(T) >= 4 ? V::N : 16 / sizeof(T);
+#else
+  static constexpr int kRows = 1; // no permutation by a register
+#endif
+  // The shortest rows of which they fill a vector wherever it begins.
+  static constexpr int kMinColumns = kRows > 1 ? (V::N - 1 + kRows - 2) / (kRows - 1) : kMaxRepeated;
+
+  // What makes a lane take number i.
+  static T control(int i) {
+#if defined(INPLACE_EXT_AVX512)
+    return static_cast<T>(i);
+#else
+    if constexpr (sizeof(T) == 2) return static_cast<T>(0x100 + i * 0x202);                     // bytes
+    if constexpr (sizeof(T) == 8) return static_cast<T>((uint64_t(2 * i + 1) << 32) | (2 * i)); // words
+    return static_cast<T>(i);
+#endif
   }
-  int64_t gather(T*, const T*, int64_t) const {
-    return 0;
+  // The controls of the first `rows` rows.
+  static void prepare(T* controls, int64_t rows, int64_t columns) {
+    for (int64_t r = 0; r < rows; ++r) {
+      const V v(control(static_cast<int>(r)));
+      for (int64_t c = 0; c < columns; c += V::N) v.store(controls + r * columns + c);
+    }
   }
-  int64_t scatter(T*, const T*, int64_t) const {
-    return 0;
+  static IE_INLINE raw permute(raw v, raw control) {
+#if defined(INPLACE_EXT_AVX512)
+    if constexpr (sizeof(T) == 1) return (raw)_mm512_shuffle_epi8((__m512i)v, (__m512i)control);
+    if constexpr (sizeof(T) == 2) return (raw)_mm512_permutexvar_epi16((__m512i)control, (__m512i)v);
+    if constexpr (sizeof(T) == 4) return (raw)_mm512_permutexvar_epi32((__m512i)control, (__m512i)v);
+    if constexpr (sizeof(T) == 8) return (raw)_mm512_permutexvar_epi64((__m512i)control, (__m512i)v);
+#elif defined(INPLACE_EXT_AVX2)
+    if constexpr (sizeof(T) <= 2) return (raw)_mm256_shuffle_epi8((__m256i)v, (__m256i)control);
+    return (raw)_mm256_permutevar8x32_epi32((__m256i)v, (__m256i)control);
+#else
+    (void)v;
+    return control;
+#endif
+  }
+  // kRows numbers, or the fewer that there are.
+  static IE_INLINE raw load(const T* p, int64_t rows) {
+    constexpr int kBytes = kRows * sizeof(T);
+    if (kBytes == kVectorBytes && rows >= kRows) return V::load(p).v;
+    if constexpr (kBytes == kVectorBytes) return load_bytes<raw>(p, static_cast<int>(rows * sizeof(T)));
+    // A part of a register, the same in each: the permutation does not cross them.
+    T part[kRows] = {};
+    std::memcpy(part, p, min(rows, kRows) * sizeof(T));
+    raw v;
+    for (int i = 0; i < V::N; i += kRows) std::memcpy(reinterpret_cast<T*>(&v) + i, part, kBytes);
+    return v;
+  }
+  // n elements from the one in column `at` of the first row on; `rows` numbers lie at src. What lies at
+  // `ahead` comes into the cache meanwhile, a line with each vector: all at once would wait for one another.
+  static void run(T* out, const T* src, int64_t rows, int64_t columns, int64_t at, int64_t n,
+                  const T* controls, const char* ahead) {
+    const int64_t block = kRows * columns;
+    for (;;) {
+      const raw v = load(src, rows);
+      const int64_t whole = min(n, block - at) & -static_cast<int64_t>(V::N);
+#pragma GCC unroll 4
+      for (int64_t i = 0; i < whole; i += V::N) {
+        __builtin_prefetch(ahead + i * sizeof(T));
+        V(permute(v, V::load(controls + at + i).v)).store(out + i);
+      }
+      ahead += whole * sizeof(T);
+      n -= whole, at += whole, out += whole;
+      if (n < V::N && at + n <= block) {
+        if (n > 0) store_bytes(out, permute(v, V::load(controls + at).v), static_cast<int>(n * sizeof(T)));
+        return;
+      }
+      const int64_t done = at == block ? kRows : static_cast<uint32_t>(at) / static_cast<uint32_t>(columns);
+      src += done, rows -= done, at -= done * columns;
+    }
   }
 };
-#endif
 
 template <class T>
 void gather(char* dst, const Patch& from) {
   T* out = reinterpret_cast<T*>(dst);
-  const NearPlaces<T>* const near = NearPlaces<T>::find(from.column_stride);
+  constexpr int64_t kItem = sizeof(T);
+  if (from.column_stride == kItem && from.rows > 1 &&
+      gather_short_rows(dst, from.p, from.columns * kItem, from.rows, from.row_stride))
+    return;
   for (int64_t r = 0; r < from.rows; ++r) {
     const char* p = from.p + r * from.row_stride;
-    if (from.column_stride == 2 * static_cast<int64_t>(sizeof(T))) {
+    if (from.column_stride == 2 * static_cast<int64_t>(sizeof(T)) && !kHasNearPlaces<T>) {
       // Every other element: the one stride that is common and that shuffles serve.
       const T* in = reinterpret_cast<const T*>(p);
       for (int64_t c = 0; c < from.columns; ++c) out[c] = in[2 * c];
@@ -175,11 +328,11 @@ void gather(char* dst, const Patch& from) {
       const bool room = (from.rows - r - 1) * from.columns >= Vec<T>::N;
       for (; room && c < from.columns; c += Vec<T>::N) v.store(out + c);
       for (; c < from.columns; ++c) out[c] = value;
-    } else {
-      int64_t c = near ? near->gather(out, reinterpret_cast<const T*>(p), from.columns) : 0;
-      p += c * from.column_stride;
+    } else if (!near_places<T>(from.column_stride, [&](auto near) {
+                 near.gather(out, reinterpret_cast<const T*>(p), from.columns, from.end, from.gap);
+               })) {
 #pragma GCC unroll 4
-      for (; c < from.columns; ++c, p += from.column_stride) std::memcpy(out + c, p, sizeof(T));
+      for (int64_t c = 0; c < from.columns; ++c, p += from.column_stride) std::memcpy(out + c, p, sizeof(T));
     }
     out += from.columns;
   }
@@ -189,16 +342,14 @@ void gather(char* dst, const Patch& from) {
 template <class T>
 int64_t scatter_every_other(T* p, const T* in, int64_t n) {
 #if defined(INPLACE_EXT_AVX512)
-  if constexpr (sizeof(T) > 1) {
+  if constexpr (sizeof(T) == 2) {
     constexpr int kLanes = Vec<T>::N;
     using raw = typename Vec<T>::raw;
-    using index = typename raw_vector<typename int_of_size<sizeof(T)>::type, kLanes>::type;
+    using index = typename raw_vector<int16_t, kLanes>::type;
     index low, high;
     for (int i = 0; i < kLanes; ++i) low[i] = i / 2, high[i] = kLanes / 2 + i / 2;
     const auto store = [](T* to, raw v) __attribute__((always_inline)) {
-      if constexpr (sizeof(T) == 2) _mm512_mask_storeu_epi16(to, 0x55555555, (__m512i)v);
-      if constexpr (sizeof(T) == 4) _mm512_mask_storeu_epi32(to, 0x5555, (__m512i)v);
-      if constexpr (sizeof(T) == 8) _mm512_mask_storeu_epi64(to, 0x55, (__m512i)v);
+      _mm512_mask_storeu_epi16(to, 0x55555555, (__m512i)v);
     };
     int64_t c = 0;
     for (; c + kLanes <= n; c += kLanes) {
@@ -215,10 +366,13 @@ int64_t scatter_every_other(T* p, const T* in, int64_t n) {
 template <class T>
 void scatter(const Patch& to, const char* src) {
   const T* in = reinterpret_cast<const T*>(src);
-  const NearPlaces<T>* const near = NearPlaces<T>::find(to.column_stride);
+  constexpr int64_t kItem = sizeof(T);
+  if (to.column_stride == kItem && to.rows > 1 &&
+      scatter_short_rows(to.p, src, to.columns * kItem, to.rows, to.row_stride))
+    return;
   for (int64_t r = 0; r < to.rows; ++r) {
     char* p = to.p + r * to.row_stride;
-    if (to.column_stride == 2 * static_cast<int64_t>(sizeof(T))) {
+    if (to.column_stride == 2 * static_cast<int64_t>(sizeof(T)) && !kHasNearPlaces<T>) {
       T* const out = reinterpret_cast<T*>(p);
       for (int64_t c = scatter_every_other(out, in, to.columns); c < to.columns; ++c) out[2 * c] = in[c];
       in += to.columns;
@@ -229,10 +383,11 @@ void scatter(const Patch& to, const char* src) {
       in += to.columns;
       continue;
     }
-    int64_t c = near ? near->scatter(reinterpret_cast<T*>(p), in, to.columns) : 0;
-    p += c * to.column_stride;
+    if (!near_places<T>(to.column_stride,
+                        [&](auto near) { near.scatter(reinterpret_cast<T*>(p), in, to.columns); })) {
 #pragma GCC unroll 4
-    for (; c < to.columns; ++c, p += to.column_stride) std::memcpy(p, in + c, sizeof(T));
+      for (int64_t c = 0; c < to.columns; ++c, p += to.column_stride) std::memcpy(p, in + c, sizeof(T));
+    }
     in += to.columns;
   }
 }
@@ -261,6 +416,21 @@ void scatter(int item, const Patch& to, const char* src) {
     scatter<uint32_t>(to, src);
   } else {
     scatter<uint64_t>(to, src);
+  }
+}
+
+// For repeated numbers the same, by the size of an element.
+template <class F>
+IE_INLINE auto for_item(int item, const F& f) {
+  switch (item) {
+    case 1:
+      return f(Repeat<uint8_t>{});
+    case 2:
+      return f(Repeat<uint16_t>{});
+    case 4:
+      return f(Repeat<uint32_t>{});
+    default:
+      return f(Repeat<uint64_t>{});
   }
 }
 
@@ -345,6 +515,7 @@ struct Slot {
   bool linear;    // contiguous over the whole space
   bool constant;  // one element for the whole space
   bool converted; // dtype != want
+  bool repeated;  // one number for each row, repeated by a permutation
   int64_t period; // where the inner dims repeat over all the others: their number of elements; else 0
   Kind kind;
 };
@@ -364,6 +535,7 @@ class Executor {
   Path run(int64_t begin, int64_t end) {
     if (begin >= end) return path_;
     repeat_rows();
+    repeat_numbers(end - begin);
     if (!blocked_) {
       pieces(begin, end);
       return path_;
@@ -433,30 +605,43 @@ class Executor {
   void cut() {
     plain_ = true;
     bool repeats = true, converts = false, strides = false, numbers = false;
+    int64_t longest = 0; // stride
+    int64_t widest = single_ || move_ ? 1 : item_size(program_.compute);
     blocked_ = false;
     for (int t = 0; t < space_.tensors; ++t) {
       Slot& s = slot_[t];
       if (!s.used) continue;
       s.want_item = item_size(s.want);
       s.converted = s.arg->dtype != s.want;
+      widest = max(widest, max(s.item, s.want_item));
       s.period = s.arg->mutated ? 0 : period_of(*s.arg);
       const bool simple = s.linear || s.constant;
       plain_ &= simple && !s.converted;
       repeats &= simple || s.period > 0;
       converts |= s.converted && !s.constant;
       numbers |= !simple && s.arg->stride[0] == 0;
-      strides |= !simple && s.arg->stride[0] != 0 && s.arg->stride[0] != s.item;
+      if (!simple && s.arg->stride[0] != 0 && s.arg->stride[0] != s.item) {
+        strides = true;
+        longest = max(longest, s.arg->stride[0]);
+      }
       blocked_ |=
           space_.dims > 1 && !simple && is_transposed(s) && space_.size[0] >= 4 && space_.size[1] >= 4;
     }
     const int64_t row = space_.dims > 0 ? space_.size[0] : 1;
-    chunk_rows_ = space_.dims > 1 ? kChunk / row : 0;
-    chunk_rest_ = kChunk - chunk_rows_ * row;
-    const bool worth_a_call = row >= (converts || strides || !single_ ? kShortStagedRow
-                                      : numbers                       ? kShortNumberedRow
-                                                                      : kShortRow);
+    // As much as the buffers hold: what a piece costs beside its elements is felt.
+    chunk_ = kChunk * (kMaxItem / widest);
+    // Elements far apart: fewer, so that their lines are still near when they are put back.
+    if (single_ && row >= kShortStagedRow && longest > 0)
+      chunk_ = min(chunk_, max(kStridedBytes / longest & -kMinStrided, kMinStrided));
+    chunk_rows_ = space_.dims > 1 ? chunk_ / row : 0;
+    chunk_rest_ = chunk_ - chunk_rows_ * row;
+    const int64_t worth = numbers && (single_ || move_) && !converts && !strides ? short_numbered_row(row)
+                          : converts || strides || !single_                      ? kShortStagedRow
+                                                                                 : short_row(widest);
+    const bool worth_a_call = row >= worth;
     by_row_ = !plain_ && (blocked_ || space_.dims == 1 || (!repeats && worth_a_call));
     staged_ = gathers_ = false;
+    int repeated_item = 0;
     for (int t = 0; t < space_.tensors; ++t) {
       Slot& s = slot_[t];
       if (!s.used) continue;
@@ -469,10 +654,42 @@ class Executor {
         s.kind = !s.converted && (s.linear || inner == s.item) ? Kind::direct : Kind::staged;
       }
       gathers_ |= s.kind == Kind::staged && !s.linear;
+      // All from one table of controls, which holds for elements of one size.
+      s.repeated = s.kind == Kind::staged && !s.arg->mutated && !by_row_ && s.arg->stride[0] == 0 &&
+                   row < kMaxRepeated && (repeated_item == 0 || repeated_item == s.item) &&
+                   for_item(s.item, [&](auto repeat) { return row >= repeat.kMinColumns; });
+      if (s.repeated) {
+        repeated_item = s.item;
+      } else if (s.kind == Kind::direct && ahead_of_ < 0) {
+        ahead_of_ = t;
+      }
       staged_ |= s.kind == Kind::staged || s.kind == Kind::periodic;
+    }
+    if (repeated_item == 0 || (ahead_of_ >= 0 && slot_[ahead_of_].item != repeated_item)) ahead_of_ = -1;
+    // A move between an array and elements that are not one needs no buffer between them.
+    unbuffered_ = false;
+    if (move_ && program_.stage[0].b_kind == Operand::tensor) {
+      const Slot &from = slot_[program_.stage[0].b], &to = slot_[program_.stage[1].b];
+      unbuffered_ = from.want == to.want && ((from.kind == Kind::staged && to.kind == Kind::direct) ||
+                                             (from.kind == Kind::direct && to.kind == Kind::staged));
     }
   }
 
+  // The row from which on a row is worth a call: with AVX-512, where a load and a store put a shorter one
+  // into a buffer and back, a whole vector.
+  static int64_t short_row(int64_t item) {
+    return kVectorBytes == 64 ? kVectorBytes / item : 8;
+  }
+  // The row from which on a row with a number of its own is worth a piece of its own.
+  int64_t short_numbered_row(int64_t row) const {
+    const Slot& x = slot_[move_ ? program_.stage[1].b : program_.stage[0].b];
+    if (!x.linear) return move_ ? kShortStagedRow : kShortNumberedRow;
+    if (move_) return kShortCopiedRow;
+    const bool cached = space_.numel() * x.item <= kCachedBytes;
+    return Repeat<float>::kRows == 1                    ? kShortNumberedRow
+           : cached && row * x.item % kVectorBytes == 0 ? kShortStagedRow
+                                                        : kMaxRepeated;
+  }
   // The number of elements after which a tensor repeats itself to the end of the space.
   int64_t period_of(const TensorArg& a) const {
     int64_t period = 1;
@@ -490,11 +707,24 @@ class Executor {
       if (!s.used || s.kind != Kind::periodic) continue;
       int64_t index[kMaxDims] = {};
       fill_from(s, buffer_[t], s.arg->data, s.period, index, 0);
-      const int64_t bytes = s.period * s.want_item, whole = (kChunk + s.period) * s.want_item;
+      const int64_t bytes = s.period * s.want_item, whole = (chunk_ + s.period) * s.want_item;
       for (int64_t i = bytes; i < whole; ++i) buffer_[t][i] = buffer_[t][i - bytes];
     }
   }
 
+  // Fills the controls by which the numbers of rows are repeated: as many as n elements need.
+  void repeat_numbers(int64_t n) {
+    for (int t = 0; t < space_.tensors; ++t) {
+      const Slot& s = slot_[t];
+      if (!s.used || !s.repeated) continue;
+      for_item(s.item, [&](auto repeat) {
+        const int64_t rows = min(n / space_.size[0] + 2, repeat.kRows);
+        using T = typename decltype(repeat)::V::lane;
+        repeat.prepare(reinterpret_cast<T*>(controls_), rows, space_.size[0]);
+      });
+      return; // the others are of the same size
+    }
+  }
   // Decides which loop a single operation runs as; false if there is none.
   bool choose_loop() {
     const Program& p = program_;
@@ -617,6 +847,7 @@ class Executor {
   void pieces(int64_t begin, int64_t end) {
     if (begin >= end) return;
     const bool in_chunks = staged_ || pipeline_; // through buffers, which hold a chunk
+    const int64_t chunk = unbuffered_ ? end - begin : chunk_;
     int64_t index[kMaxDims];
     char* base[kMaxTensors];
     seek(begin, index);
@@ -626,9 +857,9 @@ class Executor {
         compute(base, end - begin);
         return;
       }
-      for (int64_t i = begin; i < end; i += kChunk) {
+      for (int64_t i = begin; i < end; i += chunk) {
         if (i > begin && gathers_) next_chunk(index);
-        piece(base, min(kChunk, end - i), index, i - begin, i);
+        piece(base, min(chunk, end - i), index, i - begin, i);
       }
       return;
     }
@@ -650,7 +881,7 @@ class Executor {
       if (!in_chunks) {
         compute(base, n);
       } else {
-        for (int64_t done = 0; done < n; done += kChunk) piece(base, min(kChunk, n - done), index, done, 0);
+        for (int64_t done = 0; done < n; done += chunk) piece(base, min(chunk, n - done), index, done, 0);
       }
       i += n;
       if (i < end) next_row(index, base);
@@ -676,7 +907,7 @@ class Executor {
   // n elements that begin `done` elements after `base`; across rows, at coordinate `index` and linear index
   // i.
   void piece(char* const* base, int64_t n, const int64_t* index, int64_t done, int64_t i) {
-    if (move_ && move_piece(base, n, index, done)) return;
+    if (unbuffered_) return move_piece(base, n, index, done);
     char* ptr[kMaxTensors];
     for (int t = 0; t < space_.tensors; ++t) {
       if (slot_[t].used) ptr[t] = reach(t, base[t], n, index, done, i);
@@ -686,20 +917,14 @@ class Executor {
       if (slot_[t].used) put_back(t, base[t], n, index, done);
     }
   }
-  // A move between an array and elements that are not one needs no buffer between them.
-  bool move_piece(char* const* base, int64_t n, const int64_t* index, int64_t done) {
-    if (program_.stage[0].b_kind != Operand::tensor) return false;
+  void move_piece(char* const* base, int64_t n, const int64_t* index, int64_t done) {
     const int from = program_.stage[0].b, to = program_.stage[1].b;
     const Slot &source = slot_[from], &dst = slot_[to];
-    if (source.want != dst.want) return false;
-    if (source.kind == Kind::staged && dst.kind == Kind::direct) {
+    if (source.kind == Kind::staged) {
       fill_from(source, base[to] + done * dst.item, base[from], n, index, done);
-    } else if (source.kind == Kind::direct && dst.kind == Kind::staged) {
-      drain_to(dst, base[to], base[from] + done * source.item, n, index, done);
     } else {
-      return false;
+      drain_to(dst, base[to], base[from] + done * source.item, n, index, done);
     }
-    return true;
   }
   // Where the arithmetic finds the elements of tensor t.
   char* reach(int t, char* base, int64_t n, const int64_t* index, int64_t done, int64_t i) {
@@ -708,8 +933,11 @@ class Executor {
       case Kind::direct: {
         // The memory of the next piece comes while this one fills buffers.
         char* const here = base + done * s.item;
-        if (gathers_) {
-          for (int64_t line = 0; line < n * s.item; line += 64) __builtin_prefetch(here + n * s.item + line);
+        char* const next = here + n * s.item;
+        if (t == ahead_of_) {
+          ahead_ = next;
+        } else if (gathers_) {
+          for (int64_t line = 0; line < n * s.item; line += 128) __builtin_prefetch(next + line);
         }
         return here;
       }
@@ -738,7 +966,9 @@ class Executor {
   void patches(const Slot& s, char* base, int64_t n, const int64_t* index, int64_t done, F f) const {
     if (by_row_ || s.linear) {
       const int64_t stride = s.linear ? s.item : s.arg->stride[0];
-      f(Patch{base + done * stride, n, stride, 1, 0}, int64_t{0});
+      const char* const end = base + (space_.size[0] - index[0]) * stride;
+      const int64_t gap = space_.dims > 1 ? s.arg->stride[1] - space_.size[0] * stride : 0;
+      f(Patch{base + done * stride, n, stride, 1, 0, end, gap}, int64_t{0});
       return;
     }
     // Across rows: the rest of a row, then as many whole rows as the next dim has, then the begin of a row.
@@ -774,9 +1004,53 @@ class Executor {
       return;
     }
     char* const raw = s.converted ? raw_ : buffer;
-    patches(s, base, n, index, done,
-            [&](const Patch& patch, int64_t position) { gather(s.item, raw + position * s.item, patch); });
+    if (s.repeated) {
+      for_item(s.item, [&](auto repeat) { fill_repeated<decltype(repeat)>(s, raw, n, index); });
+    } else {
+      patches(s, base, n, index, done,
+              [&](const Patch& patch, int64_t position) { gather(s.item, raw + position * s.item, patch); });
+    }
     if (s.converted) convert(buffer, s.want, raw, s.arg->dtype, n);
+  }
+  template <class R>
+  void fill_repeated(const Slot& s, char* buffer, int64_t n, const int64_t* index) {
+    using T = typename R::V::lane;
+    const int64_t columns = space_.size[0], step = s.arg->stride[1];
+    // Fetches the next piece of a tensor that is read where it lies: once, and else nothing new.
+    const char* ahead = ahead_ != nullptr ? ahead_ : buffer;
+    ahead_ = nullptr;
+    const auto repeat = [&](char* out, const char* p, int64_t rows, int64_t column, int64_t m) {
+      const T* numbers = reinterpret_cast<const T*>(p);
+      T gathered[kChunk];
+      if (step != s.item) {
+        gather(s.item, reinterpret_cast<char*>(gathered), {const_cast<char*>(p), rows, step, 1, 0});
+        numbers = gathered;
+      }
+      R::run(reinterpret_cast<T*>(out), numbers, rows, columns, column, m,
+             reinterpret_cast<const T*>(controls_), ahead + (out - buffer));
+    };
+    // The rows that follow in dim 1, as many as there is room to gather where their numbers do not lie side
+    // by side; mostly that is all.
+    const int64_t most = step == s.item ? space_.size[1] : kChunk;
+    const int64_t rows = min(most, space_.size[1] - index[1]), end = index[0] + n;
+    if (end <= rows * columns) {
+      const char* const p = address(s, index); // whatever the column: its stride is 0
+      repeat(buffer, p, (end + columns - 1) / columns, index[0], n);
+      return;
+    }
+    int64_t at[kMaxDims];
+    for (int d = 0; d < space_.dims; ++d) at[d] = index[d];
+    for (char* out = buffer; n > 0;) {
+      const int64_t left = min(most, space_.size[1] - at[1]), m = min(n, left * columns - at[0]);
+      const int64_t whole = (at[0] + m) / columns, rest = at[0] + m - whole * columns;
+      repeat(out, address(s, at), whole + (rest > 0), at[0], m);
+      out += m * sizeof(T), n -= m;
+      at[0] = rest, at[1] += whole;
+      for (int d = 1; d + 1 < space_.dims && at[d] == space_.size[d]; ++d) {
+        at[d] = 0;
+        ++at[d + 1];
+      }
+    }
   }
   void drain_to(const Slot& s, char* base, char* buffer, int64_t n, const int64_t* index, int64_t done) {
     if (s.converted && is_run(s)) {
@@ -920,10 +1194,15 @@ class Executor {
     const int64_t c_step = s.c_kind == Operand::tensor ? slot_[s.c].arg->stride[1] : 0;
     const bool read_b = s.b_kind == Operand::tensor && (variant & kScalarB);
     const bool read_c = s.c_kind == Operand::tensor && (variant & kScalarC);
+    // The call of each short row hides the loads of the next from the processor.
+    constexpr int64_t kAhead = 1024, kLongRow = 1024;
+    const int64_t bytes = space_.size[0] * slot_[x].item, fetched = bytes < kLongRow ? bytes : 0;
     for (int64_t r = 0; r < rows; ++r) {
+      char* const at = base[x] + r * x_step;
+      for (int64_t line = 0; line < fetched; line += 64) __builtin_prefetch(at + kAhead + line);
       if (read_b) scalar[0] = read_splat(slot_[s.b], base[s.b] + r * b_step);
       if (read_c) scalar[1] = read_splat(slot_[s.c], base[s.c] + r * c_step);
-      loop(base[x] + r * x_step, b + r * b_step, c + r * c_step, scalar, space_.size[0]);
+      loop(at, b + r * b_step, c + r * c_step, scalar, space_.size[0]);
     }
   }
   void compute_move(char* const* ptr, int64_t n) {
@@ -990,7 +1269,11 @@ class Executor {
   bool by_row_ = false;                     // pieces do not cross rows
   bool staged_ = false;                     // some tensor is read through a buffer
   bool gathers_ = false;                    // and some of them not from an array
-  int64_t chunk_rows_ = 0, chunk_rest_ = 0; // a chunk in whole rows and elements
+  bool unbuffered_ = false;                 // a move whose elements go from place to place by themselves
+  int ahead_of_ = -1;                       // the tensor whose next piece comes while numbers are repeated
+  const char* ahead_ = nullptr;             // and that piece, until it has been asked for
+  int64_t chunk_ = kChunk;                  // elements of a piece at most
+  int64_t chunk_rows_ = 0, chunk_rest_ = 0; // the same in whole rows and elements
   bool blocked_ = false;                    // some tensor is laid out across the rows
   Path path_ = Path::loop;
   DType dtype_ = DType::f32;
@@ -1006,6 +1289,8 @@ class Executor {
   alignas(64) char last_[kMaxTensors][kChunk * kMaxItem];
   alignas(64) char turned_[kMaxTensors][kBlockRows * kBlockColumns * kMaxItem];
   alignas(64) char raw_[kChunk * kMaxItem];
+  // Controls of as many rows as a permutation reaches, and what is stored or read beyond them.
+  alignas(64) char controls_[(kMaxRepeated + 2) * kVectorBytes];
   alignas(64) char temporary_[kMaxTemporaries][kChunk * kMaxItem];
 };
 

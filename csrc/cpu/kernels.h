@@ -203,7 +203,7 @@ void add_loops(LoopTable& table) {
 constexpr int kTileVectors = 8;
 template <class C>
 constexpr int kTile = kTileVectors * Vec<C>::N;
-// Elements that are staged at a time; a multiple of every tile.
+// Elements of eight bytes that are staged at a time, of smaller ones as many bytes; a multiple of every tile.
 constexpr int kChunk = 512;
 
 using AnyFn = void (*)();

@@ -107,10 +107,42 @@ IE_INLINE R load_bytes(const void* p, int bytes) {
   return r;
 #endif
 }
+// A few bytes, fewer than a call of memcpy is worth: in words, of which the last overlaps the one before it.
+// No masked stores: loads of what lies beside them wait, and what lies beside a short row is the next one.
+template <class Word>
+IE_INLINE void copy_words(char* dst, const char* src, int64_t bytes) {
+  constexpr int64_t kSize = sizeof(Word);
+  for (int64_t i = 0; i + kSize <= bytes; i += kSize) std::memcpy(dst + i, src + i, kSize);
+  std::memcpy(dst + bytes - kSize, src + bytes - kSize, kSize);
+}
+IE_INLINE void copy_run(char* dst, const char* src, int64_t bytes) {
+  // The widest word: what is read next as a vector should be there in one piece.
+  if (kVectorBytes >= 64 && bytes >= 64) {
+    copy_words<raw_vector<uint8_t, 64>::type>(dst, src, bytes);
+  } else if (kVectorBytes >= 32 && bytes >= 32) {
+    copy_words<raw_vector<uint8_t, 32>::type>(dst, src, bytes);
+  } else if (bytes >= 16) {
+    copy_words<raw_vector<uint8_t, 16>::type>(dst, src, bytes);
+  } else if (bytes >= 8) {
+    copy_words<uint64_t>(dst, src, bytes);
+  } else if (bytes >= 4) {
+    copy_words<uint32_t>(dst, src, bytes);
+  } else {
+    for (int64_t i = 0; i < bytes; ++i) dst[i] = src[i];
+  }
+}
+#if defined(INPLACE_EXT_AVX512)
+// By way of memory; out of line, for it is in every loop.
+__attribute__((noinline)) inline void store_part(void* p, __m512i r, int bytes) {
+  alignas(64) char part[64];
+  _mm512_store_si512(part, r);
+  copy_run(static_cast<char*>(p), part, bytes);
+}
+#endif
 template <class R>
 IE_INLINE void store_bytes(void* p, R r, int bytes) {
 #if defined(INPLACE_EXT_AVX512)
-  _mm512_mask_storeu_epi8(p, (__mmask64(1) << bytes) - 1, (__m512i)r);
+  store_part(p, (__m512i)r, bytes);
 #else
   std::memcpy(p, &r, bytes);
 #endif
