@@ -66,11 +66,12 @@ wheel: venv  ## build a wheel of this platform and an sdist into dist/
 	$(PY) -m build --sdist --no-isolation
 	@ls -l dist
 
-bench: build  ## print the tables of benchmarks: operations, layouts, softmax, dropout, threads
+bench: build  ## print the tables of benchmarks: operations, layouts, softmax, dropout, chains, threads
 	$(PY) benchmarks/ops.py
 	$(PY) benchmarks/layouts.py
 	$(PY) benchmarks/softmax.py
 	$(PY) benchmarks/dropout.py
+	$(PY) benchmarks/fuse.py
 	$(PY) benchmarks/threads.py
 
 ulp: venv  ## measure the maximum errors of the vector math, in minutes

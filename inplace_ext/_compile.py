@@ -18,18 +18,24 @@ Function = Callable[..., Any]
 _DYNAMO = "torch._dynamo"
 
 
+#: What Dynamo is to be told once it is imported: functions and their forms.
+_pending: list[tuple[Function, Function]] = []
+
+
 def register(methods: Mapping[Function, Function]) -> None:
-    """Has Dynamo trace each function as the torch method it maps to; at once, or when Dynamo is imported."""
-
-    def substitute(dynamo: ModuleType) -> None:
-        # torch.compiler.substitute_in_graph forwards to this one, but imports Dynamo, which may be under way.
-        for function, method in methods.items():
-            dynamo.substitute_in_graph(function)(_traceable(method))
-
+    """Has Dynamo trace each function as the form that it maps to; at once, or when Dynamo is imported."""
+    if not _pending and _DYNAMO not in sys.modules:
+        sys.meta_path.insert(0, _AfterImport(_DYNAMO, _substitute))
+    _pending.extend(methods.items())
     if _DYNAMO in sys.modules:
-        substitute(importlib.import_module(_DYNAMO))  # waits for another thread's import to end
-    else:
-        sys.meta_path.insert(0, _AfterImport(_DYNAMO, substitute))
+        _substitute(importlib.import_module(_DYNAMO))  # waits for another thread's import to end
+
+
+def _substitute(dynamo: ModuleType) -> None:
+    # torch.compiler.substitute_in_graph forwards to this one, but imports Dynamo, which may be under way.
+    while _pending:
+        function, method = _pending.pop()
+        dynamo.substitute_in_graph(function)(_traceable(method))
 
 
 def _traceable(method: Function) -> Function:

@@ -6,6 +6,8 @@
 #include <cmath>
 #include <limits>
 
+#include "recorder.h"
+
 namespace inplace_ext {
 namespace {
 
@@ -99,6 +101,8 @@ bool open(PyObject* object, const Target& x, Source& out) {
   out.tensor = plain_tensor(object);
   if (out.tensor == nullptr || !to_dtype(out.tensor->scalar_type(), out.dtype)) return false;
   if (out.tensor->dim() == 0) {
+    // A number that is still to be computed is none.
+    if (recorder != nullptr && !recorder->is_settled(*out.tensor)) return false;
     // Of two tensors without dims both have a say in the dtype; torch may work that out.
     if (x.tensor->dim() == 0 && out.dtype != x.dtype) return false;
     out.is_number = out.from_tensor = true;
@@ -285,6 +289,9 @@ bool check_divisor(const char* name, const Target& x, const Source& other, DType
 Outcome run_division(const char* name, Op op, const Target& x, const Source& other, bool round_scalar) {
   DType common = x.dtype;
   if (x.dtype == DType::b8 || !promote(x, other, common)) return Outcome::delegate;
+  if (recorder != nullptr && other.tensor != nullptr && !recorder->is_settled(*other.tensor) &&
+      !is_floating(common))
+    return Outcome::delegate; // it may come to hold a zero
   if (!check_divisor(name, x, other, common)) return Outcome::error;
   return run_binary(op, x, other, Op::count, round_scalar);
 }

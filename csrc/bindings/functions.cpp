@@ -37,6 +37,7 @@ struct Function {
 std::array<Function, kMaxFunctions> functions;
 int function_count = 0;
 PyObject* error_hook = nullptr;
+PyObject *traced_type = nullptr, *traced_hook = nullptr;
 bool enabled = true;
 
 // ---- calls ------------------------------------------------------------------------------------------------
@@ -82,6 +83,20 @@ Outcome run_native(const Function& f, PyObject* const* args, Py_ssize_t nargs, P
   return outcome;
 }
 
+// The arguments as a tuple and a dict; false with a Python error set.
+bool pack(PyObject* const* args, Py_ssize_t nargs, PyObject* kwnames, PyObject*& positional,
+          PyObject*& keywords) {
+  positional = PyTuple_New(nargs);
+  keywords = PyDict_New();
+  if (positional == nullptr || keywords == nullptr) return false;
+  for (Py_ssize_t i = 0; i < nargs; ++i) PyTuple_SET_ITEM(positional, i, Py_NewRef(args[i]));
+  const Py_ssize_t count = kwnames == nullptr ? 0 : PyTuple_GET_SIZE(kwnames);
+  for (Py_ssize_t k = 0; k < count; ++k) {
+    if (PyDict_SetItem(keywords, PyTuple_GET_ITEM(kwnames, k), args[nargs + k]) < 0) return false;
+  }
+  return true;
+}
+
 // Gives the error of a delegate to the hook, which may say more.
 void explain(const Function& f, PyObject* const* args, Py_ssize_t nargs, PyObject* kwnames) {
   if (error_hook == nullptr) return;
@@ -89,16 +104,9 @@ void explain(const Function& f, PyObject* const* args, Py_ssize_t nargs, PyObjec
   PyErr_Fetch(&type, &value, &trace);
   PyErr_NormalizeException(&type, &value, &trace);
   if (trace != nullptr && value != nullptr) PyException_SetTraceback(value, trace);
-  PyObject* positional = PyTuple_New(nargs);
-  PyObject* keywords = PyDict_New();
-  PyObject* replaced = nullptr;
-  if (positional != nullptr && keywords != nullptr) {
-    for (Py_ssize_t i = 0; i < nargs; ++i) PyTuple_SET_ITEM(positional, i, Py_NewRef(args[i]));
-    const Py_ssize_t count = kwnames == nullptr ? 0 : PyTuple_GET_SIZE(kwnames);
-    for (Py_ssize_t k = 0; k < count; ++k)
-      PyDict_SetItem(keywords, PyTuple_GET_ITEM(kwnames, k), args[nargs + k]);
+  PyObject *positional = nullptr, *keywords = nullptr, *replaced = nullptr;
+  if (pack(args, nargs, kwnames, positional, keywords))
     replaced = PyObject_CallFunction(error_hook, "OsOO", value, f.name.c_str(), positional, keywords);
-  }
   Py_XDECREF(positional);
   Py_XDECREF(keywords);
   if (replaced == nullptr) PyErr_Clear(); // the hook's own failure must not hide the error
@@ -142,7 +150,20 @@ bool needs_guard(const Function& f, PyObject* const* args, Py_ssize_t count) {
   return false;
 }
 
+// hook(name, args, kwargs).
+PyObject* call_hook(PyObject* hook, const Function& f, PyObject* const* args, Py_ssize_t nargs,
+                    PyObject* kwnames) {
+  PyObject *positional = nullptr, *keywords = nullptr, *result = nullptr;
+  if (pack(args, nargs, kwnames, positional, keywords))
+    result = PyObject_CallFunction(hook, "sOO", f.name.c_str(), positional, keywords);
+  Py_XDECREF(positional);
+  Py_XDECREF(keywords);
+  return result;
+}
+
 PyObject* call_delegate(const Function& f, PyObject* const* args, Py_ssize_t nargs, PyObject* kwnames) {
+  if (traced_type != nullptr && nargs > 0 && reinterpret_cast<PyObject*>(Py_TYPE(args[0])) == traced_type)
+    return call_hook(traced_hook, f, args, nargs, kwnames);
   last_path = {Taken::torch, Path::loop};
   PyObject* result;
   // Torch's methods take the tensor as self, by position only.
@@ -274,8 +295,15 @@ PyObject* make_function(const std::string& name, const std::string& kernel, cons
 void set_error_hook(PyObject* hook) {
   Py_XSETREF(error_hook, hook == Py_None ? nullptr : Py_NewRef(hook));
 }
+void set_traced(PyObject* type, PyObject* hook) {
+  Py_XSETREF(traced_type, Py_NewRef(type));
+  Py_XSETREF(traced_hook, Py_NewRef(hook));
+}
 void set_enabled(bool value) {
   enabled = value;
+}
+bool functions_enabled() {
+  return enabled;
 }
 
 } // namespace inplace_ext

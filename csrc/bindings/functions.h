@@ -16,7 +16,10 @@ PyObject* make_function(const std::string& name, const std::string& kernel, cons
 // Called as hook(exception, name, args, kwargs) when a delegate raises; returns the exception to raise or
 // None.
 void set_error_hook(PyObject* hook);
+// Calls whose first argument is of the class go to hook(name, args, kwargs): the stand-ins of fuse.
+void set_traced(PyObject* type, PyObject* hook);
 // With false everything delegates.
 void set_enabled(bool enabled);
+bool functions_enabled();
 
 } // namespace inplace_ext

@@ -9,6 +9,7 @@
 
 #include "binders.h"
 #include "functions.h"
+#include "fuse.h"
 #include "kernels.h"
 #include "tensors.h"
 
@@ -237,6 +238,8 @@ PYBIND11_MODULE(_C, m) {
       py::arg("name"), py::arg("kernel_name"), py::arg("signature"), py::arg("doc"), py::arg("delegate"),
       py::arg("guarded"), py::arg("divides"));
   m.def("set_error_hook", [](const py::object& hook) { set_error_hook(hook.ptr()); });
+  m.def("set_traced",
+        [](const py::object& type, const py::object& hook) { set_traced(type.ptr(), hook.ptr()); });
   m.def("set_enabled", set_enabled);
   m.def("load_kernels", load_kernels, py::arg("path"), "Loads a CPU kernel library; returns its capability.");
   m.def("use_capability", use_capability, py::arg("name"));
@@ -252,4 +255,5 @@ PYBIND11_MODULE(_C, m) {
   m.def("run_program", run_program, py::arg("compute"), py::arg("stages"), py::arg("tensors"),
         py::arg("scalars"));
   m.def("build_info", build_info);
+  define_fuse(m);
 }

@@ -15,6 +15,7 @@
 
 #include "overlap.h"
 #include "parallel.h"
+#include "recorder.h"
 
 namespace inplace_ext {
 
@@ -260,6 +261,7 @@ void bump_version(const at::Tensor& x) {
 }
 
 Outcome execute(Op op, const at::Tensor& x, DType x_dtype, DType compute, Argument b, Argument c, Scalar d) {
+  if (recorder != nullptr) return recorder->record(op, x, x_dtype, compute, b, c, d);
   const CpuKernels& kernels = *active_kernels;
   const int64_t n = x.numel();
   Argument* const arguments[2] = {&b, &c};
@@ -332,6 +334,7 @@ Outcome execute(Op op, const at::Tensor& x, DType x_dtype, DType compute, Argume
 }
 
 Outcome execute_move(const at::Tensor& x, DType x_dtype, Argument source) {
+  if (recorder != nullptr) return recorder->record_move(x, x_dtype, source);
   const CpuKernels& kernels = *active_kernels;
   const int64_t n = x.numel();
   const int item = item_size(x_dtype);
@@ -385,13 +388,28 @@ Outcome execute_move(const at::Tensor& x, DType x_dtype, Argument source) {
   return run_on(program, tensors, dtypes, mutated, count, x);
 }
 
-Outcome execute_program(const Program& program, const at::Tensor* const* tensors, const bool* mutated,
-                        int count) {
+bool share_memory(const at::Tensor& a, const at::Tensor& b) {
+  return may_share(a, static_cast<int>(a.element_size()), b, static_cast<int>(b.element_size()));
+}
+
+Outcome execute_pass(const Program& program, const at::Tensor* const* tensors, const bool* mutated,
+                     int count) {
   const at::Tensor* x = nullptr;
   DType dtypes[kMaxTensors];
   for (int t = 0; t < count; ++t) {
     if (mutated[t] && x == nullptr) x = tensors[t];
-    if (!to_dtype(tensors[t]->scalar_type(), dtypes[t])) {
+    if (!to_dtype(tensors[t]->scalar_type(), dtypes[t])) return Outcome::delegate;
+  }
+  return run_on(program, tensors, dtypes, mutated, count, *x);
+}
+
+Outcome execute_program(const Program& program, const at::Tensor* const* tensors, const bool* mutated,
+                        int count) {
+  const at::Tensor* x = nullptr;
+  for (int t = 0; t < count; ++t) {
+    DType dtype;
+    if (mutated[t] && x == nullptr) x = tensors[t];
+    if (!to_dtype(tensors[t]->scalar_type(), dtype)) {
       PyErr_Format(PyExc_TypeError, "program: tensor %d has a dtype without kernels", t);
       return Outcome::error;
     }
@@ -407,15 +425,14 @@ Outcome execute_program(const Program& program, const at::Tensor* const* tensors
       return Outcome::error;
     }
     for (int u = 0; u < t; ++u) {
-      if ((mutated[t] || mutated[u]) && x->numel() > 0 &&
-          may_share(*tensors[u], item_size(dtypes[u]), *tensors[t], item_size(dtypes[t]))) {
+      if ((mutated[t] || mutated[u]) && share_memory(*tensors[u], *tensors[t])) {
         PyErr_Format(PyExc_RuntimeError, "program: tensors %d and %d share memory at different positions", u,
                      t);
         return Outcome::error;
       }
     }
   }
-  const Outcome outcome = run_on(program, tensors, dtypes, mutated, count, *x);
+  const Outcome outcome = execute_pass(program, tensors, mutated, count);
   if (outcome == Outcome::done) {
     for (int t = 0; t < count; ++t) {
       if (mutated[t]) bump_version(*tensors[t]);

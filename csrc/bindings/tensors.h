@@ -79,6 +79,12 @@ Outcome execute_move(const at::Tensor& x, DType x_dtype, Argument source);
 Outcome execute_program(const Program& program, const at::Tensor* const* tensors, const bool* mutated,
                         int count);
 
+// The same for tensors of which all that is known to fit.
+Outcome execute_pass(const Program& program, const at::Tensor* const* tensors, const bool* mutated,
+                     int count);
+// Whether two tensors may share memory without lying at the same places in it.
+bool share_memory(const at::Tensor& a, const at::Tensor& b);
+
 // True if an integer tensor holds a zero.
 bool holds_zero(const at::Tensor& t, DType dtype);
 
