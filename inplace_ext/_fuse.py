@@ -613,29 +613,57 @@ class _Fused:
 
     def fallback(self, why: str, args: tuple[Any, ...]) -> Any:
         """Where the compiled module has no trace for the arguments, or none that it can run."""
+        lists = [i for i, arg in enumerate(args) if _is_list(arg)]
+        if lists:
+            return self.each(lists, args)
         if not _bare():
-            return self.run(args)
+            return why != "prepare" and self.run(args)
         tensors = [item for item in args if isinstance(item, torch.Tensor)]
-        lists = [arg for arg in args if isinstance(arg, (list, tuple))]
-        if any(isinstance(item, torch.Tensor) for arg in lists for item in arg):
-            raise FuseError(f"{self.name}: lists of tensors are not taken: call it for each of them")
         if not all(map(_plain, tensors)):
-            return self.run(args)
-        if why == "trace" and self.core is not None:
-            key = self.key(args)
-            with self.lock:
-                if key not in self.unfused:
-                    before = self.core.traces()
-                    try:
-                        if before >= _MAX_TRACES:
-                            raise _Unfused(f"there are more than {_MAX_TRACES} kinds of arguments")
-                        self.trace(args)
-                    except _Unfused as reason:
-                        self.unfused[key] = str(reason)
-                    if self.core.traces() > before:
-                        return self.call(*args)
+            return why != "prepare" and self.run(args)
+        if why == "prepare":
+            return self.prepare(args)
+        if why == "trace" and self.core is not None and self.prepare(args):
+            return self.call(*args)
         self.rehearse(args)
         return self.run(args)
+
+    def prepare(self, args: tuple[Any, ...]) -> bool:
+        """Adds a trace for the arguments; false where they run as the function is written."""
+        key = self.key(args)
+        with self.lock:
+            if key in self.unfused:
+                return False
+            try:
+                if self.core.traces() >= _MAX_TRACES:
+                    raise _Unfused(f"there are more than {_MAX_TRACES} kinds of arguments")
+                self.trace(args)
+            except _Unfused as reason:
+                self.unfused[key] = str(reason)
+                return False
+        return True
+
+    def each(self, lists: Sequence[int], args: tuple[Any, ...]) -> Any:
+        """The function as it is written, on each of the elements of the lists."""
+        count = len(args[lists[0]])
+        for i in lists:
+            if len(args[i]) != count:
+                raise ValueError(f"{self.name}: the lists have {count} and {len(args[i])} tensors")
+        elements = [tuple(arg[e] if i in lists else arg for i, arg in enumerate(args)) for e in range(count)]
+        if _bare():
+            for element in elements:
+                if all(_plain(item) for item in element if isinstance(item, torch.Tensor)):
+                    self.rehearse(element)
+        results = [self.run(element) for element in elements]
+        # As the compiled module: the lists of which the function returns elements.
+        if results[-1] is None:
+            return None
+
+        def owner(item: Any) -> Any:
+            return next((args[i] for i, given in enumerate(elements[-1]) if given is item), item)
+
+        last = results[-1]
+        return tuple(map(owner, last)) if isinstance(last, (tuple, list)) else owner(last)
 
     def rehearse(self, args: Sequence[Any]) -> None:
         """Raises what the function would raise, before it has changed anything.
@@ -739,6 +767,10 @@ class _Fused:
         """Prints the program that the call would run; changes nothing."""
         given = self.positional(args, kwargs)
         print(explanation(self, given))
+
+
+def _is_list(item: Any) -> bool:
+    return isinstance(item, (list, tuple)) and len(item) > 0 and isinstance(item[0], torch.Tensor)
 
 
 def _bare() -> bool:
@@ -881,6 +913,10 @@ def fuse(function: Any = None, /, *, round_each: bool = False) -> Any:
 
     Returns: a function of the same signature, with the method ``explain``, which takes the same arguments and
     prints the program.
+
+    Lists: where some arguments are lists of tensors, all of one length, the function runs on their first
+    elements, on their second ones and so on, in one call whose work is shared among the threads; the other
+    arguments are the same for all. What it returns are the lists.
 
     Values: those of the separate calls; those of float16 and bfloat16 with one rounding.
 

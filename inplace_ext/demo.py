@@ -86,6 +86,29 @@ def steps(photos: Tensor) -> list[Step]:
     ]
 
 
+def in_one_pass(photos: Tensor) -> Step:
+    """The pipeline as one fused function, beside torch's calls; its values are those of our single steps."""
+    mean = torch.tensor(MEAN).view(3, 1, 1)
+    std = torch.tensor(STD).view(3, 1, 1)
+    single = steps(photos)
+
+    @ie.fuse
+    def prepare_(x: Tensor, photos: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        return x.copy_(photos).div_(255).pow_(GAMMA).sub_(mean).div_(std).clamp_(-BOUND, BOUND)
+
+    def one_by_one(x: Tensor, ours: bool) -> Tensor:
+        for step in single:
+            x = (step.ours if ours else step.torch)(x)
+        return x
+
+    return Step(
+        "1 to 6 in one pass",
+        lambda x: prepare_(x, photos, mean, std),
+        lambda x: one_by_one(x, ours=False),
+        reference=lambda x: one_by_one(x, ours=True),
+    )
+
+
 def attention() -> list[Step]:
     """What attention does to scores: rows of the last dim become probabilities, some of which are dropped."""
     return [
@@ -286,6 +309,9 @@ def main(argv: list[str] | None = None) -> int:
     total = f"{ours * 1e3:.2f} ms", f"{theirs * 1e3:.2f} ms", f"{theirs / ours:.2f}x"
     allocated = sum(r.allocated for r in results), sum(r.torch_allocated for r in results)
     show("all steps", "", "", *total, *map(size, allocated))
+
+    results.append(measure(in_one_pass(photos), before.zero_(), buffer, arguments.runs))
+    show_result(results[-1].step.name, results[-1])
 
     draw(photos[0], processed, arguments.out)
     print(f"\nbefore and after: {arguments.out}")

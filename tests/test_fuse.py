@@ -474,8 +474,6 @@ def test_errors_of_the_function_come_before_anything_is_written(capability: str)
         fused(x)
     with pytest.raises(TypeError):
         fused(x, 1, z=3)
-    with pytest.raises(ie.FuseError, match="lists of tensors"):
-        fused([x], [x])
 
 
 # ---- when it runs as it is written ------------------------------------------------------------------------
@@ -715,3 +713,129 @@ def test_pipeline_in_another_process() -> None:
     pipeline = ie.Pipeline().sub_(torch.tensor(1.0)).div_(2).clamp_(-3, 3)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert pool.map(_worker, [pipeline]) == [[0.0, 0.5, 3.0]]
+
+
+# ---- lists ------------------------------------------------------------------------------------------------
+
+
+def each(function: Function, *args: Any) -> None:
+    """The function on the elements of lists, one call for each."""
+    count = next(len(a) for a in args if isinstance(a, (list, tuple)))
+    for i in range(count):
+        function(*(a[i] if isinstance(a, (list, tuple)) else a for a in args))
+
+
+def deep(args: tuple[Any, ...]) -> list[Any]:
+    return [[t.clone() for t in a] if isinstance(a, list) else a for a in args]
+
+
+def check_lists(function: Function, *args: Any, path: str = "program", count: int = 2) -> None:
+    fused = ie.fuse(function)
+    for workers in (1, count):
+        with threads(workers):
+            plain, ours = deep(args), deep(args)
+            each(function, *plain)
+            assert fused(*ours) is None
+            assert testing.last_path().rpartition(":")[2] == path
+        for a, b in zip(plain, ours, strict=True):
+            if isinstance(a, list):
+                for i, (t, u) in enumerate(zip(a, b, strict=True)):
+                    torch.testing.assert_close(u, t, rtol=1e-6, atol=1e-7, msg=f"{i}")
+                    assert u._version == t._version
+
+
+def test_lists(capability: str) -> None:
+    same = [[torch.randn(64) for _ in range(300)] for _ in range(4)]
+    same[3] = [t.abs() for t in same[3]]
+    check_lists(sgd_, *same[:3], 0.1, 0.9)
+    check_lists(adamw_, *same, 3)
+    shapes = [(5,), (3, 4), (), (0,), (1,), (70000,), (2, 3, 4), (200, 300), (1, 1), (5,), (5,)]
+    mixed = [[torch.randn(shape) for shape in shapes] for _ in range(3)]
+    check_lists(sgd_, *mixed, 0.1, 0.9, count=3)
+    check_lists(sgd_, *mixed, 0.1, 0.9, 0.01, count=5)
+    dtypes = [
+        [t.to((torch.float32, torch.float64, torch.bfloat16)[i % 3]) for i, t in enumerate(a)] for a in mixed
+    ]
+    fused = ie.fuse(round_each=True)(sgd_)
+    plain, ours = deep(tuple(dtypes)), deep(tuple(dtypes))
+    each(sgd_, *plain, 0.1, 0.9)
+    fused(*ours, 0.1, 0.9)
+    for a, b in zip(plain, ours, strict=True):
+        for t, u in zip(a, b, strict=True):
+            torch.testing.assert_close(u, t)
+    strided = [[torch.randn(40, 6)[:, ::2].t() for _ in range(9)] for _ in range(3)]
+    check_lists(sgd_, *strided, 0.1, 0.9)
+    # An operand for all of them, and one that broadcasts.
+    check_lists(
+        lambda x, y: (x.add_(y).mul_(2), None)[1], [torch.randn(7, 5) for _ in range(9)], torch.randn(5)
+    )
+    fused = ie.fuse(normalize_)
+    xs = [torch.randn(9) for _ in range(3)]
+    assert fused(xs, 0.5, 2.0) is xs
+    ys = tuple(torch.randn(9) for _ in range(3))
+    assert fused(ys, 0.5, 2.0) is ys
+
+
+def test_lists_with_shared_memory_run_in_order(capability: str) -> None:
+    base = torch.randn(4, 90000)
+    for views in (
+        lambda b: [b[0], b[0], b[1]],
+        lambda b: [b.view(-1)[:200000], b.view(-1)[100000:300000], b[3]],
+        lambda b: [b[i] for i in range(4)],
+    ):
+        for workers in (1, 2, 3):
+            expected, ours = base.clone(), base.clone()
+            each(lambda x: x.mul_(1.5).add_(1).mul_(x), views(expected))
+            with threads(workers):
+                ie.fuse(lambda x: (x.mul_(1.5).add_(1).mul_(x), None)[1])(views(ours))
+            assert torch.equal(ours, expected)
+    # What one element writes and another reads.
+    x = torch.randn(2, 100000)
+    for workers in (1, 2):
+        expected, ours = x.clone(), x.clone()
+        each(lambda a, b: a.add_(b).mul_(2), [expected[0], expected[1]], [expected[1], expected[0]])
+        with threads(workers):
+            ie.fuse(lambda a, b: (a.add_(b).mul_(2), None)[1])([ours[0], ours[1]], [ours[1], ours[0]])
+        assert torch.equal(ours, expected)
+
+
+def test_lists_that_do_not_fit() -> None:
+    fused = ie.fuse(lambda x, y: (x.add_(1).mul_(y), None)[1])
+    xs, ys = [torch.randn(3) for _ in range(3)], [torch.randn(3) for _ in range(3)]
+    before = [x.clone() for x in xs]
+    with pytest.raises(ValueError, match="the lists have 3 and 2 tensors"):
+        fused(xs, ys[:2])
+    with pytest.raises(RuntimeError, match=r"shape|size"):
+        fused(xs, [*ys[:2], torch.randn(4)])
+    with pytest.raises(RuntimeError, match="can't be cast"):
+        fused([*xs[:2], torch.ones(3, dtype=torch.int64)], ys)
+    assert all(torch.equal(x, b) for x, b in zip(xs, before, strict=True))
+    # Something to record: as it is written, for each.
+    leaves = [torch.randn(3, requires_grad=True) for _ in range(2)]
+    values = [leaf * 1 for leaf in leaves]
+    fused(values, 2.0)
+    assert testing.last_path() == "torch" and all(v.grad_fn is not None for v in values)
+    with testing.native_disabled():
+        fused(xs, ys)
+    torch.testing.assert_close(xs, [(b + 1) * y for b, y in zip(before, ys, strict=True)])
+
+
+def test_lists_of_parameters_of_a_model(capability: str) -> None:
+    """A step of torch.optim.SGD on a small network."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+    model(torch.randn(5, 8)).square().sum().backward()
+    ours = [p.detach().clone() for p in model.parameters()]
+    grads = [p.grad for p in model.parameters()]
+    buffers = [torch.zeros_like(p) for p in ours]
+    step = ie.fuse(sgd_)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(3):
+        step(ours, grads, buffers, 0.1, 0.9)
+        assert testing.last_path().endswith("program")
+        optimizer.step()
+    for p, q in zip(ours, model.parameters(), strict=True):
+        torch.testing.assert_close(p, q.detach())
+    with torch.no_grad():
+        step(list(model.parameters()), grads, buffers, 0.1, 0.9)
+        assert testing.last_path().endswith("program")

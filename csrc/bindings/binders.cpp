@@ -101,8 +101,9 @@ bool open(PyObject* object, const Target& x, Source& out) {
   out.tensor = plain_tensor(object);
   if (out.tensor == nullptr || !to_dtype(out.tensor->scalar_type(), out.dtype)) return false;
   if (out.tensor->dim() == 0) {
-    // A number that is still to be computed is none.
-    if (recorder != nullptr && !recorder->is_settled(*out.tensor)) return false;
+    // One that is still to be computed is no number: an operand like others, where x has no dims either.
+    if (recorder != nullptr && !recorder->is_settled(*out.tensor))
+      return x.tensor->dim() == 0 && out.dtype == x.dtype;
     // Of two tensors without dims both have a say in the dtype; torch may work that out.
     if (x.tensor->dim() == 0 && out.dtype != x.dtype) return false;
     out.is_number = out.from_tensor = true;

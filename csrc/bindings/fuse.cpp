@@ -1,12 +1,14 @@
 #include "fuse.h"
 
 #include <ATen/ExpandUtils.h>
+#include <ATen/Parallel.h>
 #include <ATen/record_function.h>
 #include <c10/core/TensorImpl.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
 
+#include <algorithm>
 #include <memory>
 #include <string>
 #include <vector>
@@ -144,6 +146,9 @@ class Core {
   PyObject* fallback = nullptr; // called as fallback(why, args)
 
   PyObject* call(PyObject* const* args, Py_ssize_t count) {
+    for (Py_ssize_t i = 0; i < count; ++i) {
+      if (is_list_of_tensors(args[i])) return call_lists(args, count);
+    }
     const char* why = "trace";
     if (active_kernels == nullptr || !functions_enabled() || !no_modes()) {
       why = "eager";
@@ -169,6 +174,15 @@ class Core {
         break;
       }
     }
+    return ask(why, args, count);
+  }
+
+  // The passes of a call, for people to read; empty and a reason where it does not fuse.
+  py::object describe(const py::tuple& arguments);
+
+ private:
+  // What Python is to do with the arguments.
+  PyObject* ask(const char* why, PyObject* const* args, Py_ssize_t count) {
     last_path = {Taken::torch, Path::loop};
     PyObject* tuple = PyTuple_New(count);
     if (tuple == nullptr) return nullptr;
@@ -177,11 +191,20 @@ class Core {
     Py_DECREF(tuple);
     return answer;
   }
-
-  // The passes of a call, for people to read; empty and a reason where it does not fuse.
-  py::object describe(const py::tuple& arguments);
-
- private:
+  static bool is_list(PyObject* object) {
+    return PyList_CheckExact(object) || PyTuple_CheckExact(object);
+  }
+  static bool is_list_of_tensors(PyObject* object) {
+    return is_list(object) && PySequence_Fast_GET_SIZE(object) > 0 &&
+           THPVariable_Check(PySequence_Fast_GET_ITEM(object, 0));
+  }
+  PyObject* call_lists(PyObject* const* args, Py_ssize_t count);
+  Trace* find(PyObject* const* args, Py_ssize_t count) {
+    for (size_t i = 0; i < traces.size(); ++i) {
+      if (matches(*traces[i], args, count)) return traces[i].get();
+    }
+    return nullptr;
+  }
   static bool matches(const Trace& trace, PyObject* const* args, Py_ssize_t count) {
     if (static_cast<Py_ssize_t>(trace.parameters.size()) != count) return false;
     for (Py_ssize_t i = 0; i < count; ++i) {
@@ -383,6 +406,218 @@ Outcome Core::run(Trace& trace, PyObject* const* args, const Numbers& numbers, c
   }
   if (passes.empty()) last_path = {Taken::native, Path::loop};
   return Outcome::done;
+}
+
+// Whether what one program writes no other reads or writes.
+bool are_apart(const std::vector<Work>& work) {
+  struct Extent {
+    intptr_t begin, end;
+    size_t owner;
+    bool mutated;
+  };
+  std::vector<Extent> extents;
+  for (size_t w = 0; w < work.size(); ++w) {
+    for (int t = 0; t < work[w].count; ++t) {
+      const at::Tensor& tensor = *work[w].tensors[t];
+      if (tensor.numel() == 0) continue;
+      int64_t last = 0;
+      for (int64_t d = 0; d < tensor.dim(); ++d) last += (tensor.size(d) - 1) * tensor.stride(d);
+      const auto begin = reinterpret_cast<intptr_t>(tensor.const_data_ptr());
+      const auto item = static_cast<int64_t>(tensor.element_size());
+      extents.push_back({begin, begin + (last + 1) * item, w, work[w].mutated[t]});
+    }
+  }
+  std::sort(extents.begin(), extents.end(),
+            [](const Extent& a, const Extent& b) { return a.begin < b.begin; });
+  // The farthest ends so far, of what is written and of all, and whose they are.
+  const Extent* written = nullptr;
+  const Extent* any = nullptr;
+  for (const Extent& e : extents) {
+    if (written != nullptr && written->end > e.begin && written->owner != e.owner) return false;
+    if (e.mutated && any != nullptr && any->end > e.begin && any->owner != e.owner) return false;
+    if (e.mutated && (written == nullptr || e.end > written->end)) written = &e;
+    if (any == nullptr || e.end > any->end) any = &e;
+  }
+  return true;
+}
+
+// The function on each of the elements of lists: everything is bound before anything runs.
+PyObject* Core::call_lists(PyObject* const* args, Py_ssize_t count) {
+  Py_ssize_t n = -1;
+  c10::SmallVector<bool, 8> listed(count, false);
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    if (!is_list_of_tensors(args[i])) continue;
+    listed[i] = true;
+    const Py_ssize_t size = PySequence_Fast_GET_SIZE(args[i]);
+    if (n >= 0 && size != n) {
+      PyErr_Format(PyExc_ValueError, "%s: the lists have %zd and %zd tensors", name.c_str(), n, size);
+      return nullptr;
+    }
+    n = size;
+  }
+  if (active_kernels == nullptr || !functions_enabled() || !no_modes()) return ask("lists", args, count);
+
+  // What the elements that are alike share.
+  struct Shared {
+    Passes passes;
+    Counts bumps;                      // by value
+    c10::SmallVector<int, 8> argument; // of each value; -1 for others
+    c10::SmallVector<int, 8> changed;  // arguments
+    bool alike = false;                // every tensor is an argument of one shape, given once
+  };
+  struct Item {
+    int shared;
+    size_t tensors; // where its tensors begin, one for each value
+  };
+  std::vector<std::unique_ptr<Shared>> shared;
+  std::vector<Item> items;
+  std::vector<at::Tensor> tensors; // held: others may run while the GIL is released
+  items.reserve(n);
+  c10::SmallVector<PyObject*, 8> element(args, args + count);
+  Trace* trace = nullptr;
+  std::unique_ptr<Numbers> numbers;
+  bool several = false;
+  for (Py_ssize_t e = 0; e < n; ++e) {
+    for (Py_ssize_t i = 0; i < count; ++i) {
+      // A list may have been changed by what a comparison called.
+      if (listed[i] && e >= PySequence_Fast_GET_SIZE(args[i])) return ask("lists", args, count);
+      if (listed[i]) element[i] = PySequence_Fast_GET_ITEM(args[i], e);
+    }
+    const bool same_trace = trace != nullptr && matches(*trace, element.data(), count);
+    if (!same_trace) {
+      numbers = nullptr;
+      bool asked = false;
+      for (;;) {
+        bool guarded = false;
+        for (size_t k = 0; k < traces.size() && !guarded; ++k) {
+          trace = traces[k].get();
+          if (!matches(*trace, element.data(), count)) continue;
+          numbers = std::make_unique<Numbers>();
+          guarded = true;
+          if (!evaluate(*trace, element.data(), *numbers, guarded)) return nullptr;
+        }
+        if (guarded) break;
+        PyObject* const added = asked ? nullptr : ask("prepare", element.data(), count);
+        if (added == nullptr && PyErr_Occurred() != nullptr) return nullptr;
+        const bool more = added == Py_True;
+        Py_XDECREF(added);
+        if (!more) return ask("lists", args, count);
+        asked = true;
+      }
+    }
+    const auto is_tensor = [&](Py_ssize_t i) { return trace->parameters[i].kind == Parameter::tensor; };
+    // Like the element before: what was found out about that holds of this one.
+    bool alike = same_trace && !shared.empty() && shared.back()->alike;
+    const at::Tensor* first = nullptr;
+    const at::Tensor* given[16];
+    for (Py_ssize_t i = 0; i < count && alike; ++i) {
+      if (!is_tensor(i)) continue;
+      given[i] = plain_tensor(element[i]);
+      alike = given[i] != nullptr && (first == nullptr || given[i]->sizes() == first->sizes());
+      for (Py_ssize_t k = 0; k < i && alike; ++k)
+        alike = !is_tensor(k) ||
+                (given[k]->unsafeGetTensorImpl() != given[i]->unsafeGetTensorImpl() &&
+                 !(given[k]->numel() > 0 && given[k]->const_data_ptr() == given[i]->const_data_ptr()));
+      if (first == nullptr) first = given[i];
+    }
+    if (alike) {
+      for (const int i : shared.back()->changed) alike = alike && writable_tensor(element[i]) != nullptr;
+    }
+    Recorder recorded;
+    if (!alike) {
+      auto fresh = std::make_unique<Shared>();
+      const Outcome outcome = bind(*trace, element.data(), *numbers, recorded, fresh->bumps);
+      if (outcome == Outcome::error) return nullptr;
+      if (outcome != Outcome::done) return ask("lists", args, count);
+      fresh->bumps.resize(recorded.values.size());
+      const char* reason = nullptr;
+      fresh->passes = lower(recorded, trace->round_each, reason);
+      if (fresh->passes.empty() && !recorded.steps.empty() && reason != nullptr)
+        return ask("lists", args, count);
+      several = several || fresh->passes.size() > 1;
+      fresh->alike = count <= 16 && trace->captured.empty();
+      const at::Tensor* shape = nullptr;
+      int arguments = 0;
+      for (Py_ssize_t i = 0; i < count; ++i) arguments += is_tensor(i);
+      for (size_t v = 0; v < recorded.values.size(); ++v) {
+        const Value& value = recorded.values[v];
+        int at = -1;
+        for (Py_ssize_t i = 0; i < count && at < 0 && !value.temporary; ++i) {
+          if (is_tensor(i) && &THPVariable_Unpack(element[i]) == value.tensor) at = static_cast<int>(i);
+        }
+        fresh->argument.push_back(at);
+        if (value.temporary) continue;
+        --arguments;
+        fresh->alike = fresh->alike && at >= 0 && value.tensor->dim() > 0 &&
+                       (shape == nullptr || shape->sizes() == value.tensor->sizes());
+        shape = value.tensor;
+        if (at >= 0 && fresh->bumps[v] > 0) fresh->changed.push_back(at);
+      }
+      fresh->alike = fresh->alike && arguments == 0;
+      shared.push_back(std::move(fresh));
+    }
+    const Shared& s = *shared.back();
+    items.push_back({static_cast<int>(shared.size()) - 1, tensors.size()});
+    const size_t begin = tensors.size();
+    for (size_t v = 0; v < s.argument.size(); ++v) {
+      if (s.argument[v] >= 0) {
+        tensors.push_back(THPVariable_Unpack(element[s.argument[v]]));
+      } else {
+        const bool captured = v < recorded.values.size() && !recorded.values[v].temporary;
+        tensors.push_back(captured ? *recorded.values[v].tensor : at::Tensor());
+      }
+    }
+    // Within the element; the others come before or after it.
+    for (const Pass& pass : s.passes) {
+      const at::Tensor* x = nullptr;
+      for (int t = 0; t < pass.tensors; ++t) {
+        const at::Tensor& tensor = tensors[begin + pass.value[t]];
+        if (tensor.dim() > kMaxDims) return ask("lists", args, count);
+        if (!pass.mutated[t]) continue;
+        if (x != nullptr && x->sizes() != tensor.sizes()) return ask("lists", args, count);
+        x = &tensor;
+      }
+      if (x == nullptr) return ask("lists", args, count);
+      for (int t = 0; t < pass.tensors; ++t) {
+        const at::Tensor& tensor = tensors[begin + pass.value[t]];
+        if (!pass.mutated[t] && !broadcasts_to(tensor, *x)) return ask("lists", args, count);
+        for (int u = 0; u < t; ++u) {
+          if ((pass.mutated[t] || pass.mutated[u]) && share_memory(tensors[begin + pass.value[u]], tensor))
+            return ask("lists", args, count);
+        }
+      }
+    }
+  }
+
+  RECORD_FUNCTION(name, c10::ArrayRef<const c10::IValue>{});
+  std::vector<Work> work;
+  std::vector<const at::Tensor*> pointers;
+  work.reserve(n);
+  pointers.reserve(tensors.size() + n);
+  for (const Item& item : items) {
+    for (const Pass& pass : shared[item.shared]->passes) {
+      for (int t = 0; t < pass.tensors; ++t) pointers.push_back(&tensors[item.tensors + pass.value[t]]);
+    }
+  }
+  size_t at = 0;
+  for (const Item& item : items) {
+    for (const Pass& pass : shared[item.shared]->passes) {
+      work.push_back({&pass.program, pointers.data() + at, pass.mutated, pass.tensors});
+      at += pass.tensors;
+    }
+  }
+  last_path = {Taken::native, Path::loop};
+  const bool concurrently = at::get_num_threads() > 1 && !several && are_apart(work);
+  execute_all(work.data(), static_cast<int64_t>(work.size()), concurrently);
+  for (const Item& item : items) {
+    const Shared& s = *shared[item.shared];
+    for (size_t v = 0; v < s.argument.size(); ++v) {
+      for (int k = 0; k < s.bumps[v]; ++k) {
+        if (tensors[item.tensors + v].defined()) bump_version(tensors[item.tensors + v]);
+      }
+    }
+  }
+  return result(*trace, args);
 }
 
 py::object Core::describe(const py::tuple& arguments) {

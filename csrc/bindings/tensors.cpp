@@ -403,6 +403,65 @@ Outcome execute_pass(const Program& program, const at::Tensor* const* tensors, c
   return run_on(program, tensors, dtypes, mutated, count, *x);
 }
 
+void execute_all(const Work* work, int64_t count, bool concurrently) {
+  const CpuKernels& kernels = *active_kernels;
+  const auto shape_of = [](const Work& w) -> const at::Tensor& {
+    int t = 0;
+    while (!w.mutated[t]) ++t;
+    return *w.tensors[t];
+  };
+  const auto space_of = [&](const Work& w, Space& space) {
+    DType dtypes[kMaxTensors];
+    for (int t = 0; t < w.count; ++t) to_dtype(w.tensors[t]->scalar_type(), dtypes[t]);
+    make_space(space, w.tensors, dtypes, w.mutated, w.count, shape_of(w));
+  };
+  // Where the work of each begins, in element-costs.
+  std::vector<int64_t> begin(count + 1, 0);
+  for (int64_t i = 0; i < count; ++i)
+    begin[i + 1] = begin[i] + shape_of(work[i]).numel() * cost_of(*work[i].program);
+  const int64_t total = begin[count];
+  if (total == 0) return;
+  const int64_t threads = std::min<int64_t>(at::get_num_threads(), std::max<int64_t>(total / kGrain, 1));
+  Path path = Path::program;
+  PyThreadState* const state = total > kKeepGil && PyGILState_Check() ? PyEval_SaveThread() : nullptr;
+  if (threads <= 1 || !concurrently) {
+    Space space;
+    for (int64_t i = 0; i < count; ++i) {
+      space_of(work[i], space);
+      const int64_t n = space.numel(), cost = cost_of(*work[i].program);
+      if (n == 0) continue;
+      const auto run = [&](int64_t first, int64_t last) {
+        const Path taken = kernels.run(*work[i].program, space, first, last);
+        if (first == 0) path = taken;
+      };
+      if (threads <= 1 || n * cost <= kGrain) {
+        run(0, n);
+      } else {
+        at::parallel_for(0, n, std::max<int64_t>(kGrain / cost, 1), run);
+      }
+    }
+  } else {
+    at::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
+      Space space;
+      // Both sides of a border come from the same formula.
+      const int64_t from = total / threads * first + total % threads * first / threads;
+      const int64_t to = total / threads * last + total % threads * last / threads;
+      int64_t i = std::upper_bound(begin.begin(), begin.end(), from) - begin.begin() - 1;
+      for (; i < count && begin[i] < to; ++i) {
+        const int64_t cost = cost_of(*work[i].program), n = (begin[i + 1] - begin[i]) / cost;
+        const int64_t a = std::max<int64_t>(0, (from - begin[i]) / cost);
+        const int64_t b = to >= begin[i + 1] ? n : (to - begin[i]) / cost;
+        if (a >= b) continue;
+        space_of(work[i], space);
+        const Path taken = kernels.run(*work[i].program, space, a, b);
+        if (i == 0 && a == 0) path = taken;
+      }
+    });
+  }
+  if (state != nullptr) PyEval_RestoreThread(state);
+  last_path = {Taken::native, path};
+}
+
 Outcome execute_program(const Program& program, const at::Tensor* const* tensors, const bool* mutated,
                         int count) {
   const at::Tensor* x = nullptr;

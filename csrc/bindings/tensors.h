@@ -82,6 +82,16 @@ Outcome execute_program(const Program& program, const at::Tensor* const* tensors
 // The same for tensors of which all that is known to fit.
 Outcome execute_pass(const Program& program, const at::Tensor* const* tensors, const bool* mutated,
                      int count);
+// Many programs, each on tensors that are known to fit it and have at most kMaxDims dims.
+struct Work {
+  const Program* program;
+  const at::Tensor* const* tensors;
+  const bool* mutated;
+  int count;
+};
+// Runs them in order, or with `concurrently` at the same time, the elements of all together shared evenly
+// among the threads.
+void execute_all(const Work* work, int64_t count, bool concurrently);
 // Whether two tensors may share memory without lying at the same places in it.
 bool share_memory(const at::Tensor& a, const at::Tensor& b);
 

@@ -389,7 +389,7 @@ struct LeakyRelu {
 struct Hardsigmoid {
   template <class V>
   static V apply(V a) {
-    return min(V(6), max(V(0), a + V(3))) / V(6);
+    return sixth(min(V(6), max(V(0), a + V(3))));
   }
 };
 struct Hardswish {

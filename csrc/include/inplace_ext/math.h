@@ -211,6 +211,19 @@ IE_INLINE Vec<double> exp(Vec<double> x) {
                            tables::kExp);
 }
 
+// a / 6 for 0 and 2^-100 <= a <= 6, correctly rounded without the divider (Markstein): a product with 1 / 6,
+// corrected by its exact remainder.
+template <class T>
+IE_INLINE Vec<T> sixth(Vec<T> a) {
+  const Vec<T> six(T(6));
+  if constexpr (kHasFma) {
+    const Vec<T> inverse(T(1) / T(6)), q = a * inverse;
+    return fma(fma(-q, six, a), inverse, q);
+  } else {
+    return a / six;
+  }
+}
+
 namespace math {
 
 // For |y|: is it an integer?
