@@ -166,6 +166,19 @@ def lists(count: int = 2000, size: int = 64) -> tuple[list[float], str]:
     return compare([lambda _: fused(xs), loop, foreach], dummy, [dummy], BUDGET), path
 
 
+def clipping(name: str, count: int = 2000, size: int = 64) -> tuple[list[float], str]:
+    """The gradients of many small parameters clipped: ours and torch's."""
+    parameters = [torch.zeros(size, requires_grad=True) for _ in range(count)]
+    for p in parameters:
+        p.grad = torch.randn(size)
+    ours, theirs = getattr(ie, name), getattr(torch.nn.utils, name)
+    ours(parameters, 1e3)
+    path = testing.last_path()
+    dummy = torch.zeros(1)
+    sides = [lambda _: ours(parameters, 1e3), lambda _: theirs(parameters, 1e3)]
+    return compare(sides, dummy, [dummy], BUDGET), path
+
+
 if __name__ == "__main__":
     table = [(case.label, partial(measure, case), case.floors) for case in CASES]
     status = report(__doc__ or "", table, ("eager", "inductor" if INDUCTOR else "(eager)", "scaling"))
@@ -177,4 +190,8 @@ if __name__ == "__main__":
     status = max(status, report(__doc__ or "", steps, ("fused=True", "foreach=True")))
     print()
     many = [("3 ops, 2000 tensors of 64", lists, (20.0, 10.0))]
-    sys.exit(max(status, report(__doc__ or "", many, ("eager", "foreach"))))
+    status = max(status, report(__doc__ or "", many, ("eager", "foreach")))
+    print()
+    floors = {"clip_grad_norm_": 8.0, "clip_grad_value_": 5.0}
+    clips = [(f"{name}, 2000 x 64", partial(clipping, name), (floor,)) for name, floor in floors.items()]
+    sys.exit(max(status, report(__doc__ or "", clips, ("torch",))))

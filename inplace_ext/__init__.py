@@ -10,10 +10,11 @@ and returns it. ``help(ie.clamp_)`` gives formula, dtypes, errors and maximum er
 
 from inplace_ext import _ops, nn
 from inplace_ext._fuse import FuseError, Pipeline, fuse
+from inplace_ext._gradients import clip_grad_norm_, clip_grad_value_
 from inplace_ext._info import Info, info
 from inplace_ext._ops import *  # noqa: F403
 
 __version__ = "0.1.0"
 
-__all__ = ["FuseError", "Info", "Pipeline", "fuse", "info", "nn"]
+__all__ = ["FuseError", "Info", "Pipeline", "clip_grad_norm_", "clip_grad_value_", "fuse", "info", "nn"]
 __all__ += _ops.__all__

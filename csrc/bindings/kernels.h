@@ -2,6 +2,7 @@
 // dispatcher's operators share.
 #pragma once
 #include <optional>
+#include <vector>
 
 #include "tensors.h"
 
@@ -44,6 +45,11 @@ bool run_dropout(const at::Tensor& x, const at::Tensor& out, const DropoutArgume
 // A seed from the generator, which is that of the CPU where none is given; empty where it is of another
 // device.
 std::optional<uint64_t> draw_seed(const std::optional<at::Generator>& generator);
+
+// The norm of all elements of all tensors together, of order 1, 2 or infinity, in double precision; empty
+// where a tensor is none that the kernels take: plain, dense, of one dtype, float32 or float64. The same for
+// any number of threads.
+std::optional<double> total_norm(const std::vector<at::Tensor>& tensors, double order);
 
 // Registers the operators inplace_ext::softmax_ and so on with torch's dispatcher.
 void register_operators();

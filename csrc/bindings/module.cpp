@@ -256,4 +256,18 @@ PYBIND11_MODULE(_C, m) {
         py::arg("scalars"));
   m.def("build_info", build_info);
   define_fuse(m);
+  m.def(
+      "total_norm",
+      [](const py::list& list, double order) -> std::optional<double> {
+        std::vector<at::Tensor> tensors;
+        tensors.reserve(list.size());
+        if (!functions_enabled() || !no_modes()) return std::nullopt;
+        for (const auto& item : list) {
+          const at::Tensor* const tensor = plain_tensor(item.ptr());
+          if (tensor == nullptr) return std::nullopt;
+          tensors.push_back(*tensor);
+        }
+        return total_norm(tensors, order);
+      },
+      "The norm of plain tensors of one dtype together, or None where the kernels do not take them.");
 }

@@ -1306,6 +1306,6 @@ extern "C" __attribute__((visibility("default"))) const inplace_ext::CpuKernels*
   using namespace inplace_ext;
   static const CpuKernels kernels = {kAbiVersion, kVectorBytes, kCapability, kernel_tables().loop,
                                      run,         fill,         convert,     contains_zero,
-                                     softmax,     dropout};
+                                     softmax,     dropout,      norm_part};
   return &kernels;
 }

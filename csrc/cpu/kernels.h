@@ -21,6 +21,8 @@ void convert(void* dst, DType dst_dtype, const void* src, DType src_dtype, int64
 Path softmax(const Softmax& call, int64_t begin, int64_t end);
 // dropout.cpp
 Path dropout(const Dropout& call, int64_t begin, int64_t end);
+// norm.cpp
+double norm_part(const void* x, DType dtype, int64_t n, Norm norm);
 
 // The loop of a storage type exists where its compute type does; on bool only what means bool.
 template <class S>

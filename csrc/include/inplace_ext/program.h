@@ -107,6 +107,9 @@ struct Dropout {
   }
 };
 
+// What a norm is made of: the sum of the squares or of the magnitudes, or the largest magnitude.
+enum class Norm : uint8_t { squares, magnitudes, largest };
+
 // Which way an execution went; tests ask for it.
 enum class Path : uint8_t {
   loop,
@@ -133,7 +136,7 @@ using LoopFn = void (*)(void* x, const void* b, const void* c, const Scalar* sca
 enum LoopVariant { kTensorOperands = 0, kScalarB = 1, kScalarC = 2, kLoopVariants = 4 };
 
 // What a CPU kernel library exports, one library per instruction set.
-constexpr uint32_t kAbiVersion = 5;
+constexpr uint32_t kAbiVersion = 6;
 struct CpuKernels {
   uint32_t abi;
   int vector_bytes;
@@ -152,6 +155,8 @@ struct CpuKernels {
   Path (*softmax)(const Softmax&, int64_t begin, int64_t end);
   // Works on elements [begin, end) where there is one line, else on lines.
   Path (*dropout)(const Dropout&, int64_t begin, int64_t end);
+  // Of an array of float32 or float64.
+  double (*norm_part)(const void* x, DType dtype, int64_t n, Norm norm);
 };
 
 } // namespace inplace_ext
