@@ -124,9 +124,9 @@ def test_known_answers(any_backend: str) -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 1, -1, 7 << 32, -(2**63), 2**63, 2**64 - 1])
-@pytest.mark.parametrize("offset", [0, 1, 2**32 - 5, 2**32, 2**63, 2**64 - 7])
+@pytest.mark.parametrize("offset", [0, 1, 2**32 - 5, 2**32 - 1, 2**32, 2**63, 2**64 - 7])
 def test_mask_is_the_documented_one(seed: int, offset: int, any_backend: str) -> None:
-    # Long enough for counters to pass 2^32 and 2^64 within a batch, and between two.
+    # Long enough for counters to pass 2^32 and 2^64 within a batch, even the only one, and between two.
     for n in (1, 5, 300):
         x = check("dropout_", torch.ones(n), 0.5, seed=seed, offset=offset, path="draws")
         assert torch.equal(x != 0, draws((n,), seed, offset) >= 1 << 23), n
