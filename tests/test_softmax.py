@@ -384,6 +384,21 @@ def test_errors_are_no_larger_than_torchs(name: str, n: int, dtype: torch.dtype,
 
 
 @every_name
+@pytest.mark.parametrize("score", [-0.1, -0.55, -1.7])
+def test_sums_of_long_rows_do_not_drift(name: str, score: float, capability: str) -> None:
+    """Each addition of the same number to a partial sum rounds to the same side: blocks keep them few."""
+    x = torch.full((60_000, 16), score)
+    x[0] = 0
+    want = reference(name, x, 0)
+    for y, dim, path in ((x.t().contiguous(), 1, "rows"), (x, 0, "long_columns")):
+        check(name, y, dim, path=path)
+        got = y if dim == 0 else y.t()
+        # An error of a logarithm is one of the sum.
+        error = (got - want).abs() if name == "log_softmax_" else (got / want - 1).abs()
+        assert float(error.max()) < 4e-6
+
+
+@every_name
 def test_sixteen_bit_floats_are_rounded_once(name: str, capability: str) -> None:
     for dtype in HALVES:
         for n, dim in ((100, 1), (HELD[dtype] + 9, 1), (300, 0), (HELD[dtype] // 8, 0)):
