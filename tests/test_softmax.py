@@ -398,6 +398,26 @@ def test_sums_of_long_rows_do_not_drift(name: str, score: float, capability: str
         assert float(error.max()) < 4e-6
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=dtype_name)
+def test_results_vanish_where_they_round_to_zero(dtype: torch.dtype, capability: str) -> None:
+    """And no earlier: the way through denormal numbers is cut short only below the smallest of them."""
+    small, gone = [-87.0, -88, -95, -100, -103.1, -103.5, -103.9], [-104.1, -110, -1e4]
+    if dtype == torch.float64:
+        small, gone = [-708.0, -709, -720, -740, -744, -744.6, -745.1], [-745.3, -800, -1e5]
+    info = torch.finfo(dtype)
+    scores = torch.tensor([*small, *gone], dtype=dtype)
+    want = torch.from_numpy(np.exp(scores.numpy().astype(np.longdouble)).astype(scores.numpy().dtype))
+    assert (want > 0).tolist() == [True] * len(small) + [False] * len(gone)
+    for top in (0.0, 8192.0):  # of which nothing and all is subtracted
+        rows = torch.stack((torch.zeros_like(scores), scores), 1) + top
+        exact = np.exp((rows[:, 1] - top).numpy().astype(np.longdouble)).astype(scores.numpy().dtype)
+        for x, dim, path in ((rows.clone(), 1, "rows"), (rows.t().contiguous(), 0, "columns")):
+            got = check("softmax_", x, dim, path=path).movedim(dim, 1)[:, 1]
+            near = (got - torch.from_numpy(exact)).abs()
+            assert float(near.max()) <= 2 * info.smallest_normal * info.eps
+            assert torch.equal(got > 0, torch.from_numpy(exact > 0)), (got, exact)
+
+
 @every_name
 def test_sixteen_bit_floats_are_rounded_once(name: str, capability: str) -> None:
     for dtype in HALVES:
