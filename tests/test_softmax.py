@@ -212,6 +212,22 @@ def test_special_values(name: str, dtype: torch.dtype, capability: str) -> None:
         assert not y[~y.isnan()].signbit().any()
 
 
+@every_dtype
+@every_name
+@pytest.mark.parametrize("top", [80.0, 100, 400, 450, 512, 600])
+def test_largest_scores_whose_own_exponential_overflows(
+    name: str, top: float, dtype: torch.dtype, capability: str
+) -> None:
+    """Or vanishes. Of one that is not large nothing is subtracted but from the exponents of the results."""
+    below = 600 if dtype == torch.float64 else 80
+    for sign in (1, -1):
+        x = (torch.linspace(-below, 0, 37, dtype=torch.float64).repeat(16, 1) + sign * top).to(dtype)
+        want = reference(name, x)
+        for y, dim, path in ((x.clone(), 1, "rows"), (x.t().contiguous(), 0, "columns")):
+            assert_near(name, check(name, y, dim, path=path).movedim(dim, 1), want, sign)
+            assert (y.movedim(dim, 1)[want > torch.finfo(dtype).smallest_normal] > 0).all()
+
+
 @every_name
 @pytest.mark.parametrize("at", [0, 15, 16, 700, 1023, 1024, 1500])
 def test_a_nan_anywhere_reaches_its_row_and_no_other(name: str, at: int, capability: str) -> None:
@@ -327,8 +343,9 @@ def test_masked_scores_do_not_count_whatever_they_are(name: str, capability: str
     assert_near(name, check(name, x, mask=mask), want)
     assert check(name, torch.randn(3, 4), mask=torch.zeros(4, dtype=torch.bool)).isnan().all()
     # Any byte that is not 0 is true.
-    odd = torch.tensor([2, 0, 255], dtype=torch.uint8).view(torch.bool)
-    assert check("softmax_", torch.zeros(3), mask=odd).tolist() == [0.5, 0, 0.5]
+    odd = torch.tensor([[2, 1], [0, 1], [255, 1]], dtype=torch.uint8).view(torch.bool)
+    for mask in (odd[:, 0], odd[:, 0].contiguous()):
+        assert check("softmax_", torch.zeros(3), mask=mask).tolist() == [0.5, 0, 0.5]
 
 
 @every_name
