@@ -123,6 +123,14 @@ def test_known_answers(any_backend: str) -> None:
                 assert bool(x[i] != 0) == keeps, (seed, offset, i)
 
 
+@pytest.mark.parametrize("length", [1, 2, 100])
+def test_channels_are_kept_from_their_number_on(length: int, any_backend: str) -> None:
+    for i, number in enumerate(draws((1, 4, 1), 7).flatten().tolist()):
+        for p, keeps in ((number * 2.0**-24, True), ((number + 1) * 2.0**-24, False)):
+            x = ie.feature_dropout_(torch.ones(1, 4, length), p, seed=7)
+            assert bool((x[0, i] != 0).all()) == keeps == bool((x[0, i] != 0).any())
+
+
 @pytest.mark.parametrize("seed", [0, 1, -1, 7 << 32, -(2**63), 2**63, 2**64 - 1])
 @pytest.mark.parametrize("offset", [0, 1, 2**32 - 5, 2**32 - 1, 2**32, 2**63, 2**64 - 7])
 def test_mask_is_the_documented_one(seed: int, offset: int, any_backend: str) -> None:
@@ -240,7 +248,12 @@ def test_channels(name: str, dtype: torch.dtype, capability: str) -> None:
         (2, 4100, 3),
     ]
     for shape in shapes:
-        for layout, path in (("contiguous", "draws"), ("step", "gathered_draws"), ("channels_last", None)):
+        for layout, path in (
+            ("contiguous", "draws"),
+            ("rows", None),  # of which short channels are not next to each other
+            ("step", "gathered_draws"),
+            ("channels_last", None),
+        ):
             x = make(shape, dtype, layout, specials=0)
             want = expected(name, x, 0.5, 4)
             check(name, x, 0.5, seed=4, path=path)
