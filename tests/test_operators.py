@@ -321,6 +321,10 @@ def test_operators_refuse_forward_mode_before_they_write() -> None:
             with pytest.raises(NotImplementedError, match="forward-mode AD"):
                 getattr(torch.ops.inplace_ext, operator)(dual, *args)
         assert torch.equal(x, before)
+        for operator in ("softmax_", "softmax"):  # with a mask that has a tangent
+            with pytest.raises(NotImplementedError, match="forward-mode AD"):
+                getattr(torch.ops.inplace_ext, operator)(x, 0, 1.0, dual)
+        assert torch.equal(x, before)
 
 
 # ---- the operators themselves -----------------------------------------------------------------------------
@@ -369,6 +373,16 @@ def test_shapes_alone_have_dtype_and_strides_of_the_result(
             fake = f(*fakes)
         assert fake.dtype == want.dtype and fake.shape == want.shape, layout
         assert fake.stride() == want.stride(), layout
+
+
+@pytest.mark.skipif(not CAPABILITIES, reason="no compiled module")
+def test_shapes_alone_of_a_state() -> None:
+    x = torch.ones(3, 4)
+    want = torch.ops.inplace_ext.dropout_state(x)
+    with torch._subclasses.FakeTensorMode() as mode:
+        fake = torch.ops.inplace_ext.dropout_state(mode.from_tensor(x))
+    assert (fake.dtype, fake.shape, fake.device) == (want.dtype, want.shape, want.device)
+    assert want.dtype == torch.int64 and want[1] == 0
 
 
 @pytest.mark.skipif(not CAPABILITIES, reason="no compiled module")
