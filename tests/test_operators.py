@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import CAPABILITIES, FLOATS, LAYOUTS, dtype_name, expect_path, is_native, make
+from helpers import CAPABILITIES, FLOATS, HALVES, LAYOUTS, dtype_name, expect_path, is_native, make
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
@@ -114,6 +114,19 @@ def test_gradients_are_near_those_of_doubles(call: str, dtype: torch.dtype) -> N
         results.append(leaf.grad)
     eps = torch.finfo(dtype).eps
     torch.testing.assert_close(results[1].double(), results[0], rtol=16 * eps, atol=16 * eps)
+
+
+@pytest.mark.skipif(not CAPABILITIES, reason="no compiled module")
+@pytest.mark.parametrize("dtype", HALVES, ids=dtype_name)
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+def test_scaled_gradients_of_16_bit_floats_are_rounded_once(name: str, dtype: torch.dtype) -> None:
+    leaf = torch.randn(20, 30).to(dtype).requires_grad_()
+    y = getattr(ie, name)(leaf, scale=0.7)
+    grad = torch.randn(20, 30).to(dtype)
+    (got,) = torch.autograd.grad(y, leaf, grad)
+    backward = getattr(torch, f"_{name}_backward_data")
+    want = backward(grad.float(), y.detach().float(), 1, torch.float32) * 0.7
+    assert torch.equal(got, want.to(dtype))
 
 
 @every_call
