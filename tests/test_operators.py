@@ -399,6 +399,21 @@ def test_shapes_alone_of_a_state() -> None:
 
 
 @pytest.mark.skipif(not CAPABILITIES, reason="no compiled module")
+@pytest.mark.parametrize("operator, args", [case for case in OPERATORS if case[0].endswith("_")])
+def test_operators_change_the_version_once(operator: str, args: tuple[Any, ...]) -> None:
+    f = getattr(torch.ops.inplace_ext, operator)
+    leaf = torch.randn(3, 4, requires_grad=True)
+    recorded = leaf * 1
+    f(recorded, *args)
+    with torch.no_grad():
+        f(leaf, *args)
+    plain = torch.randn(3, 4)
+    f(plain, *args)
+    assert (recorded._version, leaf._version, plain._version) == (1, 1, 1)
+    assert recorded.grad_fn is not None and leaf.is_leaf and not plain.requires_grad
+
+
+@pytest.mark.skipif(not CAPABILITIES, reason="no compiled module")
 def test_state_of_any_stride() -> None:
     x = torch.ones(3, 40)
     state = torch.tensor([7, 1, 3, 1])[::2]
