@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import CAPABILITIES, dtype_name, expect_path, is_native
+from helpers import CAPABILITIES, FLOATS, HALVES, LAYOUTS, dtype_name, expect_path, is_native, make
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
@@ -85,6 +85,21 @@ def test_gradient_of_an_added_mask(
     assert torch.autograd.gradcheck(lambda m: f(x.detach(), m), (mask,))
 
 
+@pytest.mark.parametrize("name", ["softmax_", "log_softmax_"])
+@either
+def test_gradient_of_a_dropped_score_is_zero(name: str, in_place: bool, any_backend: str) -> None:
+    """Whatever comes back to it: of a logarithm, which is -inf there, as well."""
+    mask = BOOL.clone()
+    mask[2] = False  # a row of NaN
+    leaf = torch.randn(3, 4, requires_grad=True)
+    y = getattr(ie, name)(leaf * 1, mask=mask) if in_place else getattr(ie, name[:-1])(leaf, mask=mask)
+    grad = torch.randn(3, 4)
+    (got,) = torch.autograd.grad(y, leaf, grad)
+    want = getattr(torch, name[:-1])(leaf.masked_fill(~mask, -math.inf), -1)
+    torch.testing.assert_close(got, torch.autograd.grad(want, leaf, grad)[0])
+    assert (got[~mask] == 0).all()
+
+
 @every_call
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=dtype_name)
 def test_gradients_are_near_those_of_doubles(call: str, dtype: torch.dtype) -> None:
@@ -99,6 +114,19 @@ def test_gradients_are_near_those_of_doubles(call: str, dtype: torch.dtype) -> N
         results.append(leaf.grad)
     eps = torch.finfo(dtype).eps
     torch.testing.assert_close(results[1].double(), results[0], rtol=16 * eps, atol=16 * eps)
+
+
+@pytest.mark.skipif(not CAPABILITIES, reason="no compiled module")
+@pytest.mark.parametrize("dtype", HALVES, ids=dtype_name)
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+def test_scaled_gradients_of_16_bit_floats_are_rounded_once(name: str, dtype: torch.dtype) -> None:
+    leaf = torch.randn(20, 30).to(dtype).requires_grad_()
+    y = getattr(ie, name)(leaf, scale=0.7)
+    grad = torch.randn(20, 30).to(dtype)
+    (got,) = torch.autograd.grad(y, leaf, grad)
+    backward = getattr(torch, f"_{name}_backward_data")
+    want = backward(grad.float(), y.detach().float(), 1, torch.float32) * 0.7
+    assert torch.equal(got, want.to(dtype))
 
 
 @every_call
@@ -306,6 +334,10 @@ def test_operators_refuse_forward_mode_before_they_write() -> None:
             with pytest.raises(NotImplementedError, match="forward-mode AD"):
                 getattr(torch.ops.inplace_ext, operator)(dual, *args)
         assert torch.equal(x, before)
+        for operator in ("softmax_", "softmax"):  # with a mask that has a tangent
+            with pytest.raises(NotImplementedError, match="forward-mode AD"):
+                getattr(torch.ops.inplace_ext, operator)(x, 0, 1.0, dual)
+        assert torch.equal(x, before)
 
 
 # ---- the operators themselves -----------------------------------------------------------------------------
@@ -333,6 +365,61 @@ def test_opcheck(operator: str, args: tuple[Any, ...], grad: bool) -> None:
         x = x * 1
     result = torch.library.opcheck(getattr(torch.ops.inplace_ext, operator).default, (x, *args))
     assert set(result.values()) == {"SUCCESS"}
+
+
+@pytest.mark.skipif(not CAPABILITIES, reason="no compiled module")
+@pytest.mark.parametrize("dtype", FLOATS, ids=dtype_name)
+@pytest.mark.parametrize("operator, args", [case for case in OPERATORS if not case[0].endswith("_")])
+def test_shapes_alone_have_dtype_and_strides_of_the_result(
+    operator: str, args: tuple[Any, ...], dtype: torch.dtype
+) -> None:
+    """Which opcheck looks at for the one tensor that it is given."""
+    f = getattr(torch.ops.inplace_ext, operator)
+    mask = args[2] if operator == "softmax" else None
+    if mask is not None and mask.dtype != torch.bool:
+        args = (*args[:2], mask.to(dtype), *args[3:])
+    for layout in LAYOUTS:
+        x = make((5, 3, 4), dtype, layout)
+        want = f(x, *args)
+        with torch._subclasses.FakeTensorMode() as mode:
+            fakes = [mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in (x, *args)]
+            fake = f(*fakes)
+        assert fake.dtype == want.dtype and fake.shape == want.shape, layout
+        assert fake.stride() == want.stride(), layout
+
+
+@pytest.mark.skipif(not CAPABILITIES, reason="no compiled module")
+def test_shapes_alone_of_a_state() -> None:
+    x = torch.ones(3, 4)
+    want = torch.ops.inplace_ext.dropout_state(x)
+    with torch._subclasses.FakeTensorMode() as mode:
+        fake = torch.ops.inplace_ext.dropout_state(mode.from_tensor(x))
+    assert (fake.dtype, fake.shape, fake.device) == (want.dtype, want.shape, want.device)
+    assert want.dtype == torch.int64 and want[1] == 0
+
+
+@pytest.mark.skipif(not CAPABILITIES, reason="no compiled module")
+@pytest.mark.parametrize("operator, args", [case for case in OPERATORS if case[0].endswith("_")])
+def test_operators_change_the_version_once(operator: str, args: tuple[Any, ...]) -> None:
+    f = getattr(torch.ops.inplace_ext, operator)
+    leaf = torch.randn(3, 4, requires_grad=True)
+    recorded = leaf * 1
+    f(recorded, *args)
+    with torch.no_grad():
+        f(leaf, *args)
+    plain = torch.randn(3, 4)
+    f(plain, *args)
+    assert (recorded._version, leaf._version, plain._version) == (1, 1, 1)
+    assert recorded.grad_fn is not None and leaf.is_leaf and not plain.requires_grad
+
+
+@pytest.mark.skipif(not CAPABILITIES, reason="no compiled module")
+def test_state_of_any_stride() -> None:
+    x = torch.ones(3, 40)
+    state = torch.tensor([7, 1, 3, 1])[::2]
+    for operator in ("dropout", "dropout_backward"):
+        got = getattr(torch.ops.inplace_ext, operator)(x, 0.5, state)
+        assert torch.equal(got, ie.dropout(x, 0.5, seed=7, offset=3))
 
 
 @pytest.mark.skipif(not CAPABILITIES, reason="no compiled module")

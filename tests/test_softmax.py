@@ -212,6 +212,22 @@ def test_special_values(name: str, dtype: torch.dtype, capability: str) -> None:
         assert not y[~y.isnan()].signbit().any()
 
 
+@every_dtype
+@every_name
+@pytest.mark.parametrize("top", [80.0, 100, 400, 450, 512, 600])
+def test_largest_scores_whose_own_exponential_overflows(
+    name: str, top: float, dtype: torch.dtype, capability: str
+) -> None:
+    """Or vanishes. Of one that is not large nothing is subtracted but from the exponents of the results."""
+    below = 600 if dtype == torch.float64 else 80
+    for sign in (1, -1):
+        x = (torch.linspace(-below, 0, 37, dtype=torch.float64).repeat(16, 1) + sign * top).to(dtype)
+        want = reference(name, x)
+        for y, dim, path in ((x.clone(), 1, "rows"), (x.t().contiguous(), 0, "columns")):
+            assert_near(name, check(name, y, dim, path=path).movedim(dim, 1), want, sign)
+            assert (y.movedim(dim, 1)[want > torch.finfo(dtype).smallest_normal] > 0).all()
+
+
 @every_name
 @pytest.mark.parametrize("at", [0, 15, 16, 700, 1023, 1024, 1500])
 def test_a_nan_anywhere_reaches_its_row_and_no_other(name: str, at: int, capability: str) -> None:
@@ -327,8 +343,9 @@ def test_masked_scores_do_not_count_whatever_they_are(name: str, capability: str
     assert_near(name, check(name, x, mask=mask), want)
     assert check(name, torch.randn(3, 4), mask=torch.zeros(4, dtype=torch.bool)).isnan().all()
     # Any byte that is not 0 is true.
-    odd = torch.tensor([2, 0, 255], dtype=torch.uint8).view(torch.bool)
-    assert check("softmax_", torch.zeros(3), mask=odd).tolist() == [0.5, 0, 0.5]
+    odd = torch.tensor([[2, 1], [0, 1], [255, 1]], dtype=torch.uint8).view(torch.bool)
+    for mask in (odd[:, 0], odd[:, 0].contiguous()):
+        assert check("softmax_", torch.zeros(3), mask=mask).tolist() == [0.5, 0, 0.5]
 
 
 @every_name
@@ -381,6 +398,41 @@ def test_errors_are_no_larger_than_torchs(name: str, n: int, dtype: torch.dtype,
     # The 16-bit floats round far more than is computed wrongly: there the two means are the same.
     assert our_mean <= torch_mean * (1 + 1e-6), (our_mean, torch_mean)
     assert our_max <= torch_max * (1 + 1e-6), (our_max, torch_max)
+
+
+@every_name
+@pytest.mark.parametrize("score", [-0.1, -0.55, -1.7])
+def test_sums_of_long_rows_do_not_drift(name: str, score: float, capability: str) -> None:
+    """Each addition of the same number to a partial sum rounds to the same side: blocks keep them few."""
+    x = torch.full((60_000, 16), score)
+    x[0] = 0
+    want = reference(name, x, 0)
+    for y, dim, path in ((x.t().contiguous(), 1, "rows"), (x, 0, "long_columns")):
+        check(name, y, dim, path=path)
+        got = y if dim == 0 else y.t()
+        # An error of a logarithm is one of the sum.
+        error = (got - want).abs() if name == "log_softmax_" else (got / want - 1).abs()
+        assert float(error.max()) < 4e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=dtype_name)
+def test_results_vanish_where_they_round_to_zero(dtype: torch.dtype, capability: str) -> None:
+    """And no earlier: the way through denormal numbers is cut short only below the smallest of them."""
+    small, gone = [-87.0, -88, -95, -100, -103.1, -103.5, -103.9], [-104.1, -110, -1e4]
+    if dtype == torch.float64:
+        small, gone = [-708.0, -709, -720, -740, -744, -744.6, -745.1], [-745.3, -800, -1e5]
+    info = torch.finfo(dtype)
+    scores = torch.tensor([*small, *gone], dtype=dtype)
+    want = torch.from_numpy(np.exp(scores.numpy().astype(np.longdouble)).astype(scores.numpy().dtype))
+    assert (want > 0).tolist() == [True] * len(small) + [False] * len(gone)
+    for top in (0.0, 8192.0):  # of which nothing and all is subtracted
+        rows = torch.stack((torch.zeros_like(scores), scores), 1) + top
+        exact = np.exp((rows[:, 1] - top).numpy().astype(np.longdouble)).astype(scores.numpy().dtype)
+        for x, dim, path in ((rows.clone(), 1, "rows"), (rows.t().contiguous(), 0, "columns")):
+            got = check("softmax_", x, dim, path=path).movedim(dim, 1)[:, 1]
+            near = (got - torch.from_numpy(exact)).abs()
+            assert float(near.max()) <= 2 * info.smallest_normal * info.eps
+            assert torch.equal(got > 0, torch.from_numpy(exact > 0)), (got, exact)
 
 
 @every_name

@@ -47,7 +47,9 @@ struct Base {
 
   IE_INLINE Base(Vec<T> t, Vec<T> s, Vec<T> p, Vec<T> b) : top(t), shift(s), power(p), bottom(b) {}
   IE_INLINE Base(Vec<T> t, bool logarithm) : top(t) {
-    const T near = logarithm ? T(-1) : T(512);
+    // Without fma the product of an exponent and the upper part of ln2, which has 15 bits in float, must be
+    // exact of itself: up to 738, and scores count that are 104 below -near.
+    const T near = logarithm ? T(-1) : sizeof(T) == 4 ? T(400) : T(512);
     constexpr T kVanish = sizeof(T) == 4 ? -104 : -746;
     constexpr T kLog2e = sizeof(T) == 4 ? tables::kLog2eF : static_cast<T>(tables::kLog2e);
     shift = select(abs(t) <= Vec<T>(near), Vec<T>(T(0)), t);
