@@ -318,6 +318,16 @@ def test_func_grad_and_forward_mode(call: str, in_place: bool, any_backend: str)
     assert torch.func.hessian(f)(x).shape == (3, 4, 3, 4)
 
 
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+def test_forward_mode_of_a_mask(name: str, any_backend: str) -> None:
+    x, mask, tangent = torch.randn(3, 3, 4, dtype=torch.float64)
+    want = torch.func.jvp(lambda m: getattr(torch, name)(x + m, -1), (mask,), (tangent,))
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(mask, tangent)
+        for y in (getattr(ie, name)(x, mask=dual), getattr(ie, f"{name}_")(x.clone(), mask=dual)):
+            torch.testing.assert_close(tuple(forward_ad.unpack_dual(y)), want)
+
+
 @pytest.mark.skipif(not CAPABILITIES, reason="no compiled module")
 def test_operators_refuse_forward_mode_before_they_write() -> None:
     state = torch.tensor([1, 0])
@@ -580,6 +590,9 @@ def test_modes_and_subclasses_see_torchs_functions(call: str) -> None:
     class Sub(torch.Tensor):
         pass
 
+    if "mask" in kwargs:
+        getattr(ie, name)(x.clone(), **{**kwargs, "mask": kwargs["mask"].as_subclass(Sub)})
+        expect_path("torch")
     sub = x.clone().as_subclass(Sub)
     assert getattr(ie, name)(sub, **kwargs) is sub
     torch.testing.assert_close(sub.as_subclass(torch.Tensor), want)
