@@ -281,6 +281,20 @@ def test_vmap(call: str, in_place: bool, any_backend: str) -> None:
     torch.testing.assert_close(torch.func.vmap(f, 1, 1)(x.transpose(0, 1)), want.transpose(0, 1))
 
 
+@every_call
+def test_vmap_of_a_backward(call: str, any_backend: str) -> None:
+    """Of a graph that was recorded outside of it."""
+    leaf = torch.randn(3, 4, requires_grad=True)
+    y = function(call, False)(leaf)
+
+    def backward(grad: torch.Tensor) -> torch.Tensor:
+        return torch.autograd.grad(y, leaf, grad, retain_graph=True)[0]
+
+    grads = torch.randn(5, 3, 4)
+    want = torch.stack([backward(grad) for grad in grads])
+    torch.testing.assert_close(torch.func.vmap(backward)(grads), want)
+
+
 @either
 @pytest.mark.parametrize("name", ["dropout_", "feature_dropout_", "alpha_dropout_"])
 def test_vmap_asks_for_its_randomness(name: str, in_place: bool, any_backend: str) -> None:
