@@ -144,6 +144,11 @@ def test_mask_is_the_documented_one(seed: int, offset: int, any_backend: str) ->
     )
 
 
+def test_mask_through_torch_is_drawn_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_dropout, "_PART", 8)
+    assert torch.equal(draws((50,), 7, 3), _dropout.draws((50,), 7, 3))
+
+
 def test_mask_is_that_of_torchs_stateless_generator() -> None:
     try:
         random = importlib.import_module("torch.func._random")

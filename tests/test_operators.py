@@ -309,6 +309,9 @@ def test_vmap_asks_for_its_randomness(name: str, in_place: bool, any_backend: st
     different = torch.func.vmap(f, randomness="different")(x)
     assert torch.equal(same[0], same[1]) and torch.equal(same[0], same[2])
     assert not torch.equal(different[0], different[1]) and not torch.equal(different[1], different[2])
+    generator = torch.Generator().manual_seed(5)
+    drawn = torch.func.vmap(lambda t: ie.dropout(t, generator=generator), randomness="same")(x)
+    assert torch.equal(drawn[0], ie.dropout(x[0], generator=torch.Generator().manual_seed(5)))
     assert 0 < int((same == same[0, 0, 0]).sum()) < same.numel()
 
 
