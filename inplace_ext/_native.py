@@ -57,6 +57,11 @@ def operators() -> bool:
     return module is not None and _enabled
 
 
+def enabled() -> bool:
+    """What ``set_enabled()`` has been told."""
+    return _enabled
+
+
 def set_enabled(enabled: bool) -> None:
     """With False everything goes through torch, on every thread."""
     global _enabled

@@ -59,8 +59,9 @@ def moves_stream_from(size: int) -> Iterator[None]:
 @contextmanager
 def native_disabled() -> Iterator[None]:
     """Sends every call to torch, on every thread."""
+    before = _native.enabled()
     _native.set_enabled(False)
     try:
         yield
     finally:
-        _native.set_enabled(True)
+        _native.set_enabled(before)

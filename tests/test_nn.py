@@ -127,7 +127,11 @@ def test_softmax_takes_a_mask_and_a_scale() -> None:
     x, mask = torch.randn(3, 4), torch.rand(3, 4) < 0.7
     mask[:, 0] = True
     for inplace in (True, False):
-        for module, function in ((ie.nn.Softmax, ie.softmax), (ie.nn.LogSoftmax, ie.log_softmax)):
+        for module, function in (
+            (ie.nn.Softmax, ie.softmax),
+            (ie.nn.LogSoftmax, ie.log_softmax),
+            (ie.nn.SoftmaxReLU, ie.softmax_relu),
+        ):
             y = module(1, scale=0.5, inplace=inplace)(x.clone(), mask)
             assert torch.equal(y, function(x, 1, scale=0.5, mask=mask))
 

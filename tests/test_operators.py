@@ -281,6 +281,20 @@ def test_vmap(call: str, in_place: bool, any_backend: str) -> None:
     torch.testing.assert_close(torch.func.vmap(f, 1, 1)(x.transpose(0, 1)), want.transpose(0, 1))
 
 
+@every_call
+def test_vmap_of_a_backward(call: str, any_backend: str) -> None:
+    """Of a graph that was recorded outside of it."""
+    leaf = torch.randn(3, 4, requires_grad=True)
+    y = function(call, False)(leaf)
+
+    def backward(grad: torch.Tensor) -> torch.Tensor:
+        return torch.autograd.grad(y, leaf, grad, retain_graph=True)[0]
+
+    grads = torch.randn(5, 3, 4)
+    want = torch.stack([backward(grad) for grad in grads])
+    torch.testing.assert_close(torch.func.vmap(backward)(grads), want)
+
+
 @either
 @pytest.mark.parametrize("name", ["dropout_", "feature_dropout_", "alpha_dropout_"])
 def test_vmap_asks_for_its_randomness(name: str, in_place: bool, any_backend: str) -> None:
@@ -295,6 +309,9 @@ def test_vmap_asks_for_its_randomness(name: str, in_place: bool, any_backend: st
     different = torch.func.vmap(f, randomness="different")(x)
     assert torch.equal(same[0], same[1]) and torch.equal(same[0], same[2])
     assert not torch.equal(different[0], different[1]) and not torch.equal(different[1], different[2])
+    generator = torch.Generator().manual_seed(5)
+    drawn = torch.func.vmap(lambda t: ie.dropout(t, generator=generator), randomness="same")(x)
+    assert torch.equal(drawn[0], ie.dropout(x[0], generator=torch.Generator().manual_seed(5)))
     assert 0 < int((same == same[0, 0, 0]).sum()) < same.numel()
 
 
@@ -316,6 +333,16 @@ def test_func_grad_and_forward_mode(call: str, in_place: bool, any_backend: str)
         dual = f(forward_ad.make_dual(x, tangent))
         torch.testing.assert_close(forward_ad.unpack_dual(dual).tangent, directional)
     assert torch.func.hessian(f)(x).shape == (3, 4, 3, 4)
+
+
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+def test_forward_mode_of_a_mask(name: str, any_backend: str) -> None:
+    x, mask, tangent = torch.randn(3, 3, 4, dtype=torch.float64)
+    want = torch.func.jvp(lambda m: getattr(torch, name)(x + m, -1), (mask,), (tangent,))
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(mask, tangent)
+        for y in (getattr(ie, name)(x, mask=dual), getattr(ie, f"{name}_")(x.clone(), mask=dual)):
+            torch.testing.assert_close(tuple(forward_ad.unpack_dual(y)), want)
 
 
 @pytest.mark.skipif(not CAPABILITIES, reason="no compiled module")
@@ -580,6 +607,9 @@ def test_modes_and_subclasses_see_torchs_functions(call: str) -> None:
     class Sub(torch.Tensor):
         pass
 
+    if "mask" in kwargs:
+        getattr(ie, name)(x.clone(), **{**kwargs, "mask": kwargs["mask"].as_subclass(Sub)})
+        expect_path("torch")
     sub = x.clone().as_subclass(Sub)
     assert getattr(ie, name)(sub, **kwargs) is sub
     torch.testing.assert_close(sub.as_subclass(torch.Tensor), want)

@@ -351,7 +351,10 @@ def test_masked_scores_do_not_count_whatever_they_are(name: str, capability: str
 @every_name
 def test_mask_that_shares_memory_or_has_another_dtype_goes_to_torch(name: str, any_backend: str) -> None:
     base = torch.randn(2, 40)
-    for mask in (base[:, :20], base[:, 10:30], base[:1, 5:25].double(), base[:, :20].bfloat16()):
+    for mask in (
+        *(base[:, :20], base[:, 10:30], base[:1, 10:30]),  # the last is written with the first row
+        *(base[:1, 5:25].double(), base[:, :20].bfloat16()),
+    ):
         x = base.clone()[:, 10:30] if mask.dtype != torch.float32 else base[:, 10:30]
         before = base.clone()
         want = reference(name, x, mask=mask.clone())
@@ -442,6 +445,14 @@ def test_sixteen_bit_floats_are_rounded_once(name: str, capability: str) -> None
             x = make((n, 40) if dim == 0 else (2, n), dtype, specials=0)
             wide = getattr(ie, name)(x.float(), dim)
             assert same_bits(check(name, x, dim), wide.to(dtype))
+
+
+@every_name
+@pytest.mark.parametrize("dtype", HALVES, ids=dtype_name)
+def test_scaled_sixteen_bit_floats_are_rounded_once(name: str, dtype: torch.dtype, any_backend: str) -> None:
+    x = make((20, 30), dtype, specials=0)
+    wide = getattr(ie, name)(x.float(), scale=0.7)
+    assert same_bits(check(name, x, scale=0.7), wide.to(dtype))
 
 
 @every_name
