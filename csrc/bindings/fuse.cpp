@@ -356,27 +356,32 @@ Outcome Core::bind(Trace& trace, PyObject* const* args, const Numbers& numbers, 
 }
 
 // Whether the passes can run one after the other: each writes tensors of one shape, which share no memory
-// with others at other places.
-bool fits_together(const Recorder& recorded, const Passes& passes) {
+// with others at other places. tensor_of(v) is the tensor of value v.
+template <class TensorOf>
+bool fits_together(const Passes& passes, TensorOf tensor_of) {
   for (const Pass& pass : passes) {
     const at::Tensor* x = nullptr;
     for (int t = 0; t < pass.tensors; ++t) {
-      const at::Tensor& tensor = *recorded.values[pass.value[t]].tensor;
+      const at::Tensor& tensor = tensor_of(pass.value[t]);
+      if (tensor.dim() > kMaxDims) return false;
       if (!pass.mutated[t]) continue;
       if (x != nullptr && x->sizes() != tensor.sizes()) return false;
       x = &tensor;
     }
     if (x == nullptr) return false;
     for (int t = 0; t < pass.tensors; ++t) {
-      const at::Tensor& tensor = *recorded.values[pass.value[t]].tensor;
+      const at::Tensor& tensor = tensor_of(pass.value[t]);
       if (!pass.mutated[t] && !broadcasts_to(tensor, *x)) return false;
       for (int u = 0; u < t; ++u) {
-        const at::Tensor& other = *recorded.values[pass.value[u]].tensor;
-        if ((pass.mutated[t] || pass.mutated[u]) && share_memory(other, tensor)) return false;
+        if ((pass.mutated[t] || pass.mutated[u]) && share_memory(tensor_of(pass.value[u]), tensor))
+          return false;
       }
     }
   }
   return true;
+}
+bool fits_together(const Recorder& recorded, const Passes& passes) {
+  return fits_together(passes, [&](int v) -> const at::Tensor& { return *recorded.values[v].tensor; });
 }
 
 Outcome Core::run(Trace& trace, PyObject* const* args, const Numbers& numbers, const char*& reason) {
@@ -568,25 +573,8 @@ PyObject* Core::call_lists(PyObject* const* args, Py_ssize_t count) {
       }
     }
     // Within the element; the others come before or after it.
-    for (const Pass& pass : s.passes) {
-      const at::Tensor* x = nullptr;
-      for (int t = 0; t < pass.tensors; ++t) {
-        const at::Tensor& tensor = tensors[begin + pass.value[t]];
-        if (tensor.dim() > kMaxDims) return ask("lists", args, count);
-        if (!pass.mutated[t]) continue;
-        if (x != nullptr && x->sizes() != tensor.sizes()) return ask("lists", args, count);
-        x = &tensor;
-      }
-      if (x == nullptr) return ask("lists", args, count);
-      for (int t = 0; t < pass.tensors; ++t) {
-        const at::Tensor& tensor = tensors[begin + pass.value[t]];
-        if (!pass.mutated[t] && !broadcasts_to(tensor, *x)) return ask("lists", args, count);
-        for (int u = 0; u < t; ++u) {
-          if ((pass.mutated[t] || pass.mutated[u]) && share_memory(tensors[begin + pass.value[u]], tensor))
-            return ask("lists", args, count);
-        }
-      }
-    }
+    const auto tensor_of = [&](int v) -> const at::Tensor& { return tensors[begin + v]; };
+    if (!fits_together(s.passes, tensor_of)) return ask("lists", args, count);
   }
 
   RECORD_FUNCTION(name, c10::ArrayRef<const c10::IValue>{});
