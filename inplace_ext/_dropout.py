@@ -7,6 +7,7 @@ kernels: ``csrc/include/inplace_ext/philox.h`` says how.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TypeAlias
 
 import torch
@@ -190,97 +191,24 @@ def _dropout(
     return assign(input, changed) if in_place else changed
 
 
-def dropout_(
-    input: torch.Tensor,
-    p: float = 0.5,
-    training: bool = True,
-    *,
-    seed: int | None = None,
-    offset: int = 0,
-    generator: torch.Generator | None = None,
-) -> torch.Tensor:
-    return _dropout(input, p, training, seed, offset, generator, in_place=True)
+def _form(**options: bool) -> Callable[..., torch.Tensor]:
+    def form(
+        input: torch.Tensor,
+        p: float = 0.5,
+        training: bool = True,
+        *,
+        seed: int | None = None,
+        offset: int = 0,
+        generator: torch.Generator | None = None,
+    ) -> torch.Tensor:
+        return _dropout(input, p, training, seed, offset, generator, **options)
+
+    return form
 
 
-def dropout(
-    input: torch.Tensor,
-    p: float = 0.5,
-    training: bool = True,
-    *,
-    seed: int | None = None,
-    offset: int = 0,
-    generator: torch.Generator | None = None,
-) -> torch.Tensor:
-    return _dropout(input, p, training, seed, offset, generator, in_place=False)
-
-
-def feature_dropout_(
-    input: torch.Tensor,
-    p: float = 0.5,
-    training: bool = True,
-    *,
-    seed: int | None = None,
-    offset: int = 0,
-    generator: torch.Generator | None = None,
-) -> torch.Tensor:
-    return _dropout(input, p, training, seed, offset, generator, in_place=True, feature=True)
-
-
-def feature_dropout(
-    input: torch.Tensor,
-    p: float = 0.5,
-    training: bool = True,
-    *,
-    seed: int | None = None,
-    offset: int = 0,
-    generator: torch.Generator | None = None,
-) -> torch.Tensor:
-    return _dropout(input, p, training, seed, offset, generator, in_place=False, feature=True)
-
-
-def alpha_dropout_(
-    input: torch.Tensor,
-    p: float = 0.5,
-    training: bool = True,
-    *,
-    seed: int | None = None,
-    offset: int = 0,
-    generator: torch.Generator | None = None,
-) -> torch.Tensor:
-    return _dropout(input, p, training, seed, offset, generator, in_place=True, alpha=True)
-
-
-def alpha_dropout(
-    input: torch.Tensor,
-    p: float = 0.5,
-    training: bool = True,
-    *,
-    seed: int | None = None,
-    offset: int = 0,
-    generator: torch.Generator | None = None,
-) -> torch.Tensor:
-    return _dropout(input, p, training, seed, offset, generator, in_place=False, alpha=True)
-
-
-def feature_alpha_dropout_(
-    input: torch.Tensor,
-    p: float = 0.5,
-    training: bool = True,
-    *,
-    seed: int | None = None,
-    offset: int = 0,
-    generator: torch.Generator | None = None,
-) -> torch.Tensor:
-    return _dropout(input, p, training, seed, offset, generator, in_place=True, feature=True, alpha=True)
-
-
-def feature_alpha_dropout(
-    input: torch.Tensor,
-    p: float = 0.5,
-    training: bool = True,
-    *,
-    seed: int | None = None,
-    offset: int = 0,
-    generator: torch.Generator | None = None,
-) -> torch.Tensor:
-    return _dropout(input, p, training, seed, offset, generator, in_place=False, feature=True, alpha=True)
+dropout_, dropout = (_form(in_place=here) for here in (True, False))
+feature_dropout_, feature_dropout = (_form(in_place=here, feature=True) for here in (True, False))
+alpha_dropout_, alpha_dropout = (_form(in_place=here, alpha=True) for here in (True, False))
+feature_alpha_dropout_, feature_alpha_dropout = (
+    _form(in_place=here, feature=True, alpha=True) for here in (True, False)
+)

@@ -243,7 +243,6 @@ class _Tracer:
     captured: list[torch.Tensor] = field(default_factory=list)
     temporaries: int = 0
     reads_shape: bool = False
-    parameters: list[tuple[Any, ...]] = field(default_factory=list)
     #: What eager calls would read and write, in elements of their dtype: (bytes, calls).
     eager_bytes: int = 0
     eager_calls: int = 0
@@ -329,7 +328,7 @@ class _Tracer:
         if name in ("zeros_like", "ones_like", "full_like", "empty_like"):
             return self.filled(name, func, args, kwargs)
         if name == "clone":
-            return self.temporary(args[0].dtype, args[:1])
+            return self.temporary(args[0].dtype, args[0])
         if in_place and not name.endswith("_"):
             name += "_"
         if name.endswith("_") and not name.startswith("_"):
@@ -351,7 +350,7 @@ class _Tracer:
             raise _Unfused(f"{name} has no kernel of its own")
         names = op.parameter_names
         slots: dict[str, Any] = dict(zip(names, args, strict=False))
-        if name in ("copy_",) and "other" in kwargs:
+        if name == "copy_" and "other" in kwargs:
             kwargs["src"] = kwargs.pop("other")
         slots.update(kwargs)
         unknown = set(slots) - set(names)
@@ -410,15 +409,12 @@ class _Tracer:
         name = "copy_" if isinstance(source, torch.Tensor) else "fill_"
         self.calls.append(("call", name, [("value", to._value), self.slot(source)]))
 
-    def temporary(
-        self, dtype: torch.dtype, sources: Sequence[Any], shape: Sequence[int] | None = None
-    ) -> _Traced:
-        """A new value that holds the first of the sources, of the shape that all of them broadcast to."""
-        tensors = [t for t in sources if isinstance(t, torch.Tensor)]
+    def temporary(self, dtype: torch.dtype, source: torch.Tensor) -> _Traced:
+        """A new value that holds the source, converted."""
         with torch._C.DisableTorchFunctionSubclass():
-            shape = torch.broadcast_shapes(*(t.shape for t in tensors)) if shape is None else shape
-        traced = self.create(dtype, tensors, shape)
-        self.move(traced, sources[0])
+            shape = source.shape
+        traced = self.create(dtype, [source], shape)
+        self.move(traced, source)
         return traced
 
     def retyped(self, traced: _Traced, dtype: torch.dtype) -> _Traced:
@@ -443,7 +439,7 @@ class _Tracer:
             dtype = item if isinstance(item, torch.dtype) else item.dtype
         if dtype is None or dtype == x.dtype:
             return x
-        result = self.temporary(dtype, [x])
+        result = self.temporary(dtype, x)
         self.count(result, x)
         return result
 

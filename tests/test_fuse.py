@@ -26,6 +26,11 @@ pytestmark = [
 Function = Callable[..., Any]
 
 
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
 def clones(args: tuple[Any, ...]) -> list[Any]:
     return [a.clone(memory_format=torch.preserve_format) if isinstance(a, torch.Tensor) else a for a in args]
 
@@ -210,7 +215,7 @@ def test_comparisons_masks_and_choices(capability: str) -> None:
         x.masked_fill_(~inside, 0.25)
         x.copy_(torch.where(y > 0, x * 2, 1 - y))
         y.mul_(x != 0.25).add_((x >= y).to(y.dtype))
-        return torch.where(x == 0.25, 1, 0) if False else x
+        return x
 
     for dtype in (torch.float32, torch.float64):
         x, y = torch.randn(2, 300, dtype=dtype)
@@ -232,7 +237,7 @@ def test_operators_and_functions(capability: str) -> None:
         torch.add(x, y, alpha=1, out=x)
         x.copy_(torch.minimum(x, y * y + 1)).square_()
         x.nan_to_num_(nan=0.5, posinf=2.0, neginf=-2.0)
-        return x.data.detach().threshold_(0.1, 0.2) if False else x
+        return x
 
     check(f, torch.randn(200), torch.randn(200))
     check(lambda x: x.copy_(1 / (1 + torch.exp(-x))), torch.randn(300), ulp=8)
@@ -302,7 +307,7 @@ def test_integers(dtype: torch.dtype, capability: str) -> None:
         return
     check(lambda x, y: x.mul_(3).add_(y).sub_(7).clamp_(0, 100).remainder_(13), x, y)
     divisor = y + 1
-    check(lambda x, y: x.floor_divide_(y) if False else x.div_(y, rounding_mode="floor").add_(1), x, divisor)
+    check(lambda x, y: x.div_(y, rounding_mode="floor").add_(1), x, divisor)
     before = x.clone()
     fused = ie.fuse(lambda x, y: x.add_(1).div_(y, rounding_mode="trunc"))
     divisor[77] = 0
@@ -733,18 +738,22 @@ def check_lists(function: Function, *args: Any, path: str = "program", count: in
     fused = ie.fuse(function)
     for workers in (1, count):
         with threads(workers):
-            plain, ours = deep(args), deep(args)
+            plain, single, ours = deep(args), deep(args), deep(args)
             each(function, *plain)
+            each(fused, *single)
             assert fused(*ours) is None
             assert testing.last_path().rpartition(":")[2] == path
-        for a, b in zip(plain, ours, strict=True):
+        for a, b, c in zip(plain, single, ours, strict=True):
             if isinstance(a, list):
-                for i, (t, u) in enumerate(zip(a, b, strict=True)):
-                    torch.testing.assert_close(u, t, rtol=1e-6, atol=1e-7, msg=f"{i}")
+                for i, (t, s, u) in enumerate(zip(a, b, c, strict=True)):
+                    assert matches(u, s).all(), i
+                    # The baseline rounds twice: where a sum cancels, it is off by an ulp of its terms.
+                    torch.testing.assert_close(u, t, rtol=1e-6, atol=1e-6, msg=f"{i}")
                     assert u._version == t._version
 
 
 def test_lists(capability: str) -> None:
+    torch.manual_seed(0)
     same = [[torch.randn(64) for _ in range(300)] for _ in range(4)]
     same[3] = [t.abs() for t in same[3]]
     check_lists(sgd_, *same[:3], 0.1, 0.9)

@@ -121,9 +121,7 @@ template <bool Feature, bool Alpha>
 Outcome bind_dropout(Op, Slots slot) {
   const at::Tensor* const x = writable_tensor(slot[0]);
   if (x == nullptr) return Outcome::delegate;
-  DropoutArguments arguments;
-  arguments.feature = Feature;
-  arguments.alpha = Alpha;
+  DropoutArguments arguments{.feature = Feature, .alpha = Alpha};
   const Outcome outcome = read_dropout(slot, *x, arguments);
   if (outcome == Outcome::done && !run_dropout(*x, *x, arguments)) return Outcome::delegate;
   return outcome;
@@ -132,9 +130,7 @@ template <bool Feature, bool Alpha>
 Outcome make_dropout(Slots slot, at::Tensor& result) {
   const at::Tensor* const x = plain_tensor(slot[0]);
   if (x == nullptr) return Outcome::delegate;
-  DropoutArguments arguments;
-  arguments.feature = Feature;
-  arguments.alpha = Alpha;
+  DropoutArguments arguments{.feature = Feature, .alpha = Alpha};
   const Outcome outcome = read_dropout(slot, *x, arguments);
   if (outcome != Outcome::done) return outcome;
   const Result made = make_result(*x);

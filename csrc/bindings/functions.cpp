@@ -10,7 +10,6 @@
 #include <utility>
 
 #include "binders.h"
-#include "overlap.h"
 #include "tensors.h"
 
 namespace inplace_ext {
@@ -141,9 +140,7 @@ bool needs_guard(const Function& f, PyObject* const* args, Py_ssize_t count) {
   if (f.divides && !x->is_floating_point() && !x->is_complex()) return true;
   for (Py_ssize_t i = 1; i < count; ++i) {
     const at::Tensor* const operand = guardable(args[i]);
-    if (operand != nullptr && operand->device() == x->device() &&
-        may_share(*x, static_cast<int>(x->element_size()), *operand,
-                  static_cast<int>(operand->element_size()))) {
+    if (operand != nullptr && operand->device() == x->device() && share_memory(*x, *operand)) {
       return true;
     }
   }

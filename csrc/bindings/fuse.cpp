@@ -15,6 +15,7 @@
 
 #include "binders.h"
 #include "functions.h"
+#include "overlap.h"
 #include "recorder.h"
 
 namespace py = pybind11;
@@ -135,7 +136,11 @@ using Counts = c10::SmallVector<int, 8>;
 struct Numbers {
   c10::SmallVector<PyObject*, 8> value;
   ~Numbers() {
+    clear();
+  }
+  void clear() {
     for (PyObject* v : value) Py_XDECREF(v);
+    value.clear();
   }
 };
 
@@ -153,13 +158,10 @@ class Core {
     if (active_kernels == nullptr || !functions_enabled() || !no_modes()) {
       why = "eager";
     } else {
-      for (size_t i = 0; i < traces.size(); ++i) { // of which a comparison may let others add some
-        Trace* const trace = traces[i].get();
-        if (!matches(*trace, args, count)) continue;
-        Numbers numbers;
-        bool guarded = true;
-        if (!evaluate(*trace, args, numbers, guarded)) return nullptr;
-        if (!guarded) continue;
+      Numbers numbers;
+      Trace* const trace = select(args, count, numbers);
+      if (trace == nullptr && PyErr_Occurred() != nullptr) return nullptr;
+      if (trace != nullptr) {
         const char* reason = nullptr;
         switch (run(*trace, args, numbers, reason)) {
           case Outcome::done:
@@ -168,10 +170,8 @@ class Core {
           case Outcome::error:
             return nullptr;
           case Outcome::delegate:
-            break;
+            why = "eager";
         }
-        why = "eager";
-        break;
       }
     }
     return ask(why, args, count);
@@ -199,9 +199,15 @@ class Core {
            THPVariable_Check(PySequence_Fast_GET_ITEM(object, 0));
   }
   PyObject* call_lists(PyObject* const* args, Py_ssize_t count);
-  Trace* find(PyObject* const* args, Py_ssize_t count) {
-    for (size_t i = 0; i < traces.size(); ++i) {
-      if (matches(*traces[i], args, count)) return traces[i].get();
+  // The trace of such arguments, and its numbers; null where there is none, or with a Python error set.
+  Trace* select(PyObject* const* args, Py_ssize_t count, Numbers& numbers) {
+    for (size_t i = 0; i < traces.size(); ++i) { // of which a comparison may let others add some
+      Trace* const trace = traces[i].get();
+      if (!matches(*trace, args, count)) continue;
+      numbers.clear();
+      bool guarded = true;
+      if (!evaluate(*trace, args, numbers, guarded)) return nullptr;
+      if (guarded) return trace;
     }
     return nullptr;
   }
@@ -425,11 +431,9 @@ bool are_apart(const std::vector<Work>& work) {
     for (int t = 0; t < work[w].count; ++t) {
       const at::Tensor& tensor = *work[w].tensors[t];
       if (tensor.numel() == 0) continue;
-      int64_t last = 0;
-      for (int64_t d = 0; d < tensor.dim(); ++d) last += (tensor.size(d) - 1) * tensor.stride(d);
       const auto begin = reinterpret_cast<intptr_t>(tensor.const_data_ptr());
-      const auto item = static_cast<int64_t>(tensor.element_size());
-      extents.push_back({begin, begin + (last + 1) * item, w, work[w].mutated[t]});
+      const int64_t bytes = extent(tensor, static_cast<int>(tensor.element_size()));
+      extents.push_back({begin, begin + bytes, w, work[w].mutated[t]});
     }
   }
   std::sort(extents.begin(), extents.end(),
@@ -480,7 +484,7 @@ PyObject* Core::call_lists(PyObject* const* args, Py_ssize_t count) {
   items.reserve(n);
   c10::SmallVector<PyObject*, 8> element(args, args + count);
   Trace* trace = nullptr;
-  std::unique_ptr<Numbers> numbers;
+  Numbers numbers;
   bool several = false;
   for (Py_ssize_t e = 0; e < n; ++e) {
     for (Py_ssize_t i = 0; i < count; ++i) {
@@ -490,25 +494,16 @@ PyObject* Core::call_lists(PyObject* const* args, Py_ssize_t count) {
     }
     const bool same_trace = trace != nullptr && matches(*trace, element.data(), count);
     if (!same_trace) {
-      numbers = nullptr;
-      bool asked = false;
-      for (;;) {
-        bool guarded = false;
-        for (size_t k = 0; k < traces.size() && !guarded; ++k) {
-          trace = traces[k].get();
-          if (!matches(*trace, element.data(), count)) continue;
-          numbers = std::make_unique<Numbers>();
-          guarded = true;
-          if (!evaluate(*trace, element.data(), *numbers, guarded)) return nullptr;
-        }
-        if (guarded) break;
-        PyObject* const added = asked ? nullptr : ask("prepare", element.data(), count);
-        if (added == nullptr && PyErr_Occurred() != nullptr) return nullptr;
+      trace = select(element.data(), count, numbers);
+      if (trace == nullptr && PyErr_Occurred() == nullptr) {
+        PyObject* const added = ask("prepare", element.data(), count);
+        if (added == nullptr) return nullptr;
         const bool more = added == Py_True;
-        Py_XDECREF(added);
-        if (!more) return ask("lists", args, count);
-        asked = true;
+        Py_DECREF(added);
+        if (more) trace = select(element.data(), count, numbers);
+        if (trace == nullptr && PyErr_Occurred() == nullptr) return ask("lists", args, count);
       }
+      if (trace == nullptr) return nullptr;
     }
     const auto is_tensor = [&](Py_ssize_t i) { return trace->parameters[i].kind == Parameter::tensor; };
     // Like the element before: what was found out about that holds of this one.
@@ -531,7 +526,7 @@ PyObject* Core::call_lists(PyObject* const* args, Py_ssize_t count) {
     Recorder recorded;
     if (!alike) {
       auto fresh = std::make_unique<Shared>();
-      const Outcome outcome = bind(*trace, element.data(), *numbers, recorded, fresh->bumps);
+      const Outcome outcome = bind(*trace, element.data(), numbers, recorded, fresh->bumps);
       if (outcome == Outcome::error) return nullptr;
       if (outcome != Outcome::done) return ask("lists", args, count);
       fresh->bumps.resize(recorded.values.size());
@@ -610,56 +605,51 @@ PyObject* Core::call_lists(PyObject* const* args, Py_ssize_t count) {
 
 py::object Core::describe(const py::tuple& arguments) {
   PyObject* const* args = reinterpret_cast<PyTupleObject*>(arguments.ptr())->ob_item;
-  for (const auto& trace : traces) {
-    if (!matches(*trace, args, PyTuple_GET_SIZE(arguments.ptr()))) continue;
-    Numbers numbers;
-    bool guarded = true;
-    if (!evaluate(*trace, args, numbers, guarded)) throw py::error_already_set();
-    if (!guarded) continue;
-    Recorder recorded;
-    Counts bumps;
-    const Outcome outcome = bind(*trace, args, numbers, recorded, bumps);
-    if (outcome == Outcome::error) throw py::error_already_set();
-    const char* reason = "an operation, dtype or layout that the kernels do not take";
-    if (outcome == Outcome::delegate) return py::str(reason);
-    reason = nullptr;
-    const Passes passes = lower(recorded, trace->round_each, reason);
-    if (passes.empty() && reason != nullptr) return py::str(reason);
-    if (!fits_together(recorded, passes))
-      return py::str("tensors of several shapes, or that share memory, are changed");
-    py::list all;
-    for (const Pass& pass : passes) {
-      py::list stages, tensors;
-      for (int i = 0; i < pass.program.stages; ++i) {
-        const Stage& s = pass.program.stage[i];
-        const auto operand = [&](Operand kind, int index) -> py::object {
-          if (kind == Operand::scalar) {
-            const Scalar v = pass.program.scalar[index];
-            return is_floating(pass.program.compute) ? py::object(py::float_(v.d))
-                                                     : py::object(py::int_(v.i));
-          }
-          if (kind == Operand::tensor) return py::make_tuple("t", pass.value[index]);
-          if (kind == Operand::temporary) return py::make_tuple("r", index);
-          return py::none();
-        };
-        const char* name = s.code == kLoad    ? "load"
-                           : s.code == kStore ? "store"
-                           : s.code == kRound ? "round"
-                                              : kOpInfo[s.code].name;
-        stages.append(py::make_tuple(name, operand(s.b_kind, s.b), operand(s.c_kind, s.c)));
-      }
-      for (int t = 0; t < pass.tensors; ++t) tensors.append(py::make_tuple(pass.value[t], pass.mutated[t]));
-      all.append(py::make_tuple(stages, tensors));
+  Numbers numbers;
+  Trace* const trace = select(args, PyTuple_GET_SIZE(arguments.ptr()), numbers);
+  if (trace == nullptr && PyErr_Occurred() != nullptr) throw py::error_already_set();
+  if (trace == nullptr) return py::none();
+  Recorder recorded;
+  Counts bumps;
+  const Outcome outcome = bind(*trace, args, numbers, recorded, bumps);
+  if (outcome == Outcome::error) throw py::error_already_set();
+  const char* reason = "an operation, dtype or layout that the kernels do not take";
+  if (outcome == Outcome::delegate) return py::str(reason);
+  reason = nullptr;
+  const Passes passes = lower(recorded, trace->round_each, reason);
+  if (passes.empty() && reason != nullptr) return py::str(reason);
+  if (!fits_together(recorded, passes))
+    return py::str("tensors of several shapes, or that share memory, are changed");
+  py::list all;
+  for (const Pass& pass : passes) {
+    py::list stages, tensors;
+    for (int i = 0; i < pass.program.stages; ++i) {
+      const Stage& s = pass.program.stage[i];
+      const auto operand = [&](Operand kind, int index) -> py::object {
+        if (kind == Operand::scalar) {
+          const Scalar v = pass.program.scalar[index];
+          return is_floating(pass.program.compute) ? py::object(py::float_(v.d)) : py::object(py::int_(v.i));
+        }
+        if (kind == Operand::tensor) return py::make_tuple("t", pass.value[index]);
+        if (kind == Operand::temporary) return py::make_tuple("r", index);
+        return py::none();
+      };
+      const char* name = s.code == kLoad    ? "load"
+                         : s.code == kStore ? "store"
+                         : s.code == kRound ? "round"
+                                            : kOpInfo[s.code].name;
+      stages.append(py::make_tuple(name, operand(s.b_kind, s.b), operand(s.c_kind, s.c)));
     }
-    // Values of the passes are counted over distinct tensors.
-    py::list values;
-    for (size_t i = 0; i < trace->parameters.size(); ++i) {
-      if (trace->parameters[i].kind == Parameter::tensor)
-        values.append(py::make_tuple(i, recorded.add(THPVariable_Unpack(args[i]), false)));
-    }
-    return py::make_tuple(all, values);
+    for (int t = 0; t < pass.tensors; ++t) tensors.append(py::make_tuple(pass.value[t], pass.mutated[t]));
+    all.append(py::make_tuple(stages, tensors));
   }
-  return py::none();
+  // Values of the passes are counted over distinct tensors.
+  py::list values;
+  for (size_t i = 0; i < trace->parameters.size(); ++i) {
+    if (trace->parameters[i].kind == Parameter::tensor)
+      values.append(py::make_tuple(i, recorded.add(THPVariable_Unpack(args[i]), false)));
+  }
+  return py::make_tuple(all, values);
 }
 
 // ---- from Python ------------------------------------------------------------------------------------------

@@ -28,11 +28,6 @@ using Mask = std::optional<Tensor>;
 
 // ---- the operators, as calls ------------------------------------------------------------------------------
 
-template <class Signature>
-c10::TypedOperatorHandle<Signature> find_operator(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-}
-
 struct SoftmaxInPlace {
   static constexpr const char* kName = "inplace_ext::softmax_";
   using Signature = Tensor&(Tensor&, int64_t, double, const Mask&, bool);
@@ -55,15 +50,16 @@ struct DropoutBackward {
 };
 template <class Operator>
 const c10::TypedOperatorHandle<typename Operator::Signature>& handle() {
-  static const auto found = find_operator<typename Operator::Signature>(Operator::kName);
+  static const auto found = c10::Dispatcher::singleton()
+                                .findSchemaOrThrow(Operator::kName, "")
+                                .template typed<typename Operator::Signature>();
   return found;
 }
 
 // ---- kernels of the CPU -----------------------------------------------------------------------------------
 
-const CpuKernels& require_kernels() {
+void require_kernels() {
   TORCH_CHECK(active_kernels != nullptr, "inplace_ext: no kernels are loaded");
-  return *active_kernels;
 }
 
 SoftmaxArguments softmax_arguments(const Tensor& self, int64_t dim, double scale, const Mask& mask,

@@ -56,13 +56,6 @@ class Search {
   int64_t divisor_[kMaxTerms + 1];
 };
 
-// Bytes from the first element to the end of the last.
-int64_t extent(const at::TensorBase& t, int item) {
-  int64_t end = item;
-  for (int64_t d = 0; d < t.dim(); ++d) end += (t.size(d) - 1) * t.stride(d) * item;
-  return end;
-}
-
 bool same_places(const at::TensorBase& x, const at::TensorBase& operand) {
   const int64_t missing = x.dim() - operand.dim();
   for (int64_t d = 0; d < x.dim(); ++d) {
@@ -74,6 +67,12 @@ bool same_places(const at::TensorBase& x, const at::TensorBase& operand) {
 }
 
 } // namespace
+
+int64_t extent(const at::TensorBase& t, int item) {
+  int64_t end = item;
+  for (int64_t d = 0; d < t.dim(); ++d) end += (t.size(d) - 1) * t.stride(d) * item;
+  return end;
+}
 
 bool may_overlap_itself(const at::TensorBase& t) {
   if (t.numel() == 0) return false;

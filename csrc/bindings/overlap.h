@@ -6,6 +6,9 @@
 
 namespace inplace_ext {
 
+// Bytes from the first element to the end of the last, of a tensor that has elements.
+int64_t extent(const at::TensorBase& t, int item);
+
 // False only if no two elements of t share memory. Exact for every layout that slicing, permuting and
 // expanding a tensor can give; windows made by as_strided or unfold may be called overlapping when they are
 // not.

@@ -4,7 +4,7 @@
 
 namespace inplace_ext {
 
-thread_local Recorder* recorder = nullptr;
+constinit thread_local Recorder* recorder = nullptr;
 
 int Recorder::find(const at::Tensor& tensor) const {
   for (size_t v = 0; v < values.size(); ++v) {

@@ -49,7 +49,7 @@ class Recorder {
   int find(const at::Tensor& tensor) const;
   bool take(const Argument& argument, const at::Tensor& x, DType compute, StepOperand& out) const;
 };
-extern thread_local Recorder* recorder;
+extern constinit thread_local Recorder* recorder;
 
 // A pass over memory: a program and the tensors that it runs on, as indices of values.
 struct Pass {
