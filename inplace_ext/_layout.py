@@ -171,11 +171,11 @@ def _check_unshared(input: torch.Tensor) -> None:
         return
     if input._base is not None and references[1:] != _ALONE[1][1:]:
         raise RuntimeError(
-            f"input is a view of a tensor of shape {tuple(input._base.shape)} that is still in use, itself or "
+            f"input is a view of a tensor of shape {tuple(input._base.shape)} that is in use, itself or "
             "through another view, and would see its elements in other places; delete those first, or use "
             "input.contiguous()"
         )
     raise RuntimeError(
-        "another tensor uses the storage of input and would see its elements in other places; delete that one "
-        "first, or use input.contiguous()"
+        "another tensor uses the storage of input and would see its elements in other places; delete that "
+        "one first, or use input.contiguous()"
     )
