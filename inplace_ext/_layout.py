@@ -73,7 +73,7 @@ def _view(input: torch.Tensor, shape: tuple[Shape, ...]) -> torch.Tensor:
 
 def _adopt(input: torch.Tensor, viewed: torch.Tensor) -> torch.Tensor:
     """``input`` with the shape and strides of a view of it."""
-    return input.as_strided_(viewed.size(), viewed.stride(), viewed.storage_offset())
+    return input.as_strided_(viewed.size(), viewed.stride())
 
 
 def _ints(input: torch.Tensor, shape: tuple[Shape, ...]) -> list[int]:

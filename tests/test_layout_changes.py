@@ -48,6 +48,7 @@ def storage(x: torch.Tensor) -> torch.Tensor:
 def check(x: torch.Tensor, memory_format: torch.memory_format = torch.contiguous_format) -> str:
     """contiguous_ beside contiguous; the path that it took."""
     want = x.contiguous(memory_format=memory_format)
+    strides = want.stride()
     if want.data_ptr() == x.data_ptr():  # x itself
         want = x.clone(memory_format=torch.preserve_format)
     before, start, end = storage(x).clone(), x.storage_offset(), 0
@@ -58,7 +59,7 @@ def check(x: torch.Tensor, memory_format: torch.memory_format = torch.contiguous
     assert ie.contiguous_(x, memory_format) is x
     path = testing.last_path()
     assert (x.data_ptr(), x.storage_offset(), x.untyped_storage().nbytes()) == state
-    assert x.stride() == want.stride() and x.shape == want.shape
+    assert x.stride() == strides and x.shape == want.shape
     assert torch.equal(bits(x), bits(want))
     assert (x._version > version) == moves
     if moves:  # nothing is written outside of what the tensor had spanned
@@ -106,10 +107,10 @@ WAYS: dict[str, list[tuple[torch.dtype, tuple[int, ...], tuple[int, ...]]]] = {
         (torch.uint8, (3, 2, 90001), (1, 0, 2)),
     ],
     "strips": [
-        *((dtype, (n, 30011), (1, 0)) for dtype in DTYPES for n in (2, 3, 16)),
-        *((dtype, (30011, n), (1, 0)) for dtype in DTYPES for n in (2, 3, 16)),
+        *((dtype, (n, 40009), (1, 0)) for dtype in DTYPES for n in (3, 16)),
+        *((dtype, (40009, n), (1, 0)) for dtype in DTYPES for n in (3, 16)),
         (torch.float32, (2, 3, 30000), (0, 2, 1)),
-        (torch.float32, (30011, 5, 3), (1, 0, 2)),
+        (torch.float32, (40009, 5, 3), (1, 0, 2)),
         (torch.uint8, (7, 10007, 3), (1, 0, 2)),
         (torch.float32, (256, 4096), (1, 0)),
     ],
@@ -119,7 +120,7 @@ WAYS: dict[str, list[tuple[torch.dtype, tuple[int, ...], tuple[int, ...]]]] = {
         (torch.bfloat16, (1031, 769), (1, 0)),
         (torch.float32, (1500, 769), (1, 0)),
         (torch.float32, (769, 1503), (1, 0)),
-        (torch.float32, (2, 512, 1024), (0, 2, 1)),
+        (torch.float32, (2, 500, 1031), (0, 2, 1)),
         (torch.int64, (601, 701), (1, 0)),
         (torch.complex128, (401, 512), (1, 0)),
         (torch.float32, (300, 331, 3), (1, 0, 2)),
@@ -375,7 +376,6 @@ def test_refuses_while_another_tensor_would_change_meaning(any_backend: str) -> 
         lambda t: t[0],
         lambda t: t.detach(),
         lambda t: t.data,
-        lambda t: t.untyped_storage(),
         lambda t: t.numpy(),
         lambda t: t.view(torch.int32),
     ):
