@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 import torch
 
-from inplace_ext import _native
+from inplace_ext import _compile, _native
 
 Shape: TypeAlias = int | Sequence[int]
 
@@ -104,8 +104,11 @@ def _clash(input: torch.Tensor, shape: list[int]) -> str:
 
 
 def contiguous_(input: torch.Tensor, memory_format: torch.memory_format | None = None) -> torch.Tensor:
-    if torch.compiler.is_dynamo_compiling():
-        torch._dynamo.graph_break()  # strides of a graph's tensors are its compiler's affair
+    return _rearrange(input, memory_format)
+
+
+# Out of Dynamo's sight: strides of a graph's tensors are its compiler's affair, and references are counted.
+def _rearrange(input: torch.Tensor, memory_format: torch.memory_format | None) -> torch.Tensor:
     if not isinstance(input, torch.Tensor):
         raise TypeError(f"input must be a torch.Tensor, not {type(input).__name__}")
     if memory_format is None:
@@ -142,6 +145,9 @@ def contiguous_(input: torch.Tensor, memory_format: torch.memory_format | None =
         copy = input.contiguous(memory_format=memory_format)
         input.as_strided_(copy.size(), copy.stride(), input.storage_offset())
         return input.copy_(copy)
+
+
+_compile.keep_out(sys.modules[__name__], "_rearrange")
 
 
 def _references(input: torch.Tensor) -> tuple[int, ...]:

@@ -38,7 +38,8 @@ def make(sizes: Sequence[int], dtype: torch.dtype, seed: int = 0) -> torch.Tenso
 
 
 def bits(x: torch.Tensor) -> torch.Tensor:
-    return x.contiguous().view(-1).view(torch.uint8)
+    flat = x.reshape(-1).clone(memory_format=torch.contiguous_format)
+    return torch.zeros(0, dtype=torch.uint8) if x.numel() == 0 else flat.view(torch.uint8)
 
 
 def storage(x: torch.Tensor) -> torch.Tensor:
@@ -161,7 +162,8 @@ def test_way(way: str, capability: str) -> None:
     [((4096, 4096), "tiles"), ((5000, 3001), "panels"), ((3, 700001), "strips"), ((700001, 3), "strips")],
 )
 def test_way_of_large_matrices(sizes: tuple[int, int], way: str) -> None:
-    assert check(make(sizes, torch.float32).t()) == way
+    x = make(sizes, torch.float32).t()  # not within assert, where pytest keeps the base
+    assert check(x) == way
 
 
 @native
@@ -502,9 +504,8 @@ def test_transforms_are_refused_and_subclasses_go_through_torch() -> None:
     assert testing.last_path() == "torch"
     meta = torch.empty(3, 4, device="meta").t()
     assert ie.contiguous_(meta).stride() == (3, 1)
-    assert ie.reshape_(torch.empty(3, 4, device="meta").t(), 12).shape == (12,)
-    lazy = torch.rand(3, 4, dtype=torch.complex64).conj()
-    assert torch.equal(ie.t_(lazy).clone(), ie.contiguous_(lazy))
+    meta.t_()
+    assert ie.reshape_(meta, 12).shape == (12,)
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
@@ -526,7 +527,7 @@ def test_compiled(backend: str) -> None:
     def rearranged(x: torch.Tensor) -> torch.Tensor:
         return ie.contiguous_((x + 1).t() * 1) * 2
 
-    with pytest.raises(Exception, match=r"(?s)graph break|skip"):
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="_rearrange"):
         torch.compile(rearranged, backend=backend, fullgraph=True)(x)
     torch._dynamo.reset()
     result = torch.compile(rearranged, backend=backend)(x)
