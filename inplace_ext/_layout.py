@@ -45,25 +45,30 @@ def squeeze_(input: torch.Tensor, dim: Shape | None = None) -> torch.Tensor:
 
 
 def view_(input: torch.Tensor, *shape: Shape) -> torch.Tensor:
-    _check(input, shape)
-    try:
-        return _adopt(input, _view(input, shape))
-    except RuntimeError as exc:
-        if _NO_VIEW not in str(exc):
-            raise
-        said = str(exc).partition(". Use .reshape")[0]
-        raise RuntimeError(f"{said}: {_clash(input, _ints(input, shape))}. Use reshape_") from exc
+    refused = _try_view(input, shape)
+    if refused is None:
+        return input
+    said = str(refused).partition(". Use .reshape")[0]
+    raise RuntimeError(f"{said}: {_clash(input, _ints(input, shape))}. Use reshape_") from refused
 
 
 def reshape_(input: torch.Tensor, *shape: Shape) -> torch.Tensor:
+    if _try_view(input, shape) is None:
+        return input
+    contiguous_(input)
+    return _adopt(input, _view(input, shape))
+
+
+def _try_view(input: torch.Tensor, shape: tuple[Shape, ...]) -> RuntimeError | None:
+    """Gives ``input`` the shape; torch's error where its strides do not allow that."""
     _check(input, shape)
     try:
-        return _adopt(input, _view(input, shape))
+        _adopt(input, _view(input, shape))
     except RuntimeError as exc:
         if _NO_VIEW not in str(exc):
             raise
-    contiguous_(input)
-    return _adopt(input, _view(input, shape))
+        return exc
+    return None
 
 
 def _view(input: torch.Tensor, shape: tuple[Shape, ...]) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from inplace_ext import _native
 
@@ -48,27 +48,24 @@ def use_capability(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def moves_stream_from(size: int) -> Iterator[None]:
+def _bytes(what: str, setter: str, size: int) -> Iterator[None]:
+    if _native.module is None:
+        raise RuntimeError(f"{what}: there is no compiled module")
+    previous = getattr(_native.module, setter)(size)
+    try:
+        yield
+    finally:
+        getattr(_native.module, setter)(previous)
+
+
+def moves_stream_from(size: int) -> AbstractContextManager[None]:
     """Lets fills and copies of ``size`` bytes and more write past the caches."""
-    if _native.module is None:
-        raise RuntimeError("moves_stream_from: there is no compiled module")
-    previous = _native.module.set_streaming_move_bytes(size)
-    try:
-        yield
-    finally:
-        _native.module.set_streaming_move_bytes(previous)
+    return _bytes("moves_stream_from", "set_streaming_move_bytes", size)
 
 
-@contextmanager
-def panels_of(size: int) -> Iterator[None]:
+def panels_of(size: int) -> AbstractContextManager[None]:
     """Gives ``contiguous_`` a buffer of ``size`` bytes: the ways of large matrices, for small ones."""
-    if _native.module is None:
-        raise RuntimeError("panels_of: there is no compiled module")
-    previous = _native.module.set_panel_bytes(size)
-    try:
-        yield
-    finally:
-        _native.module.set_panel_bytes(previous)
+    return _bytes("panels_of", "set_panel_bytes", size)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import inplace_ext as ie
-from inplace_ext import testing
+from inplace_ext import _native, testing
 from inplace_ext._table import LAYOUT
 
 native = pytest.mark.skipif(not testing.available_capabilities(), reason="no compiled module")
@@ -588,7 +588,7 @@ def status(field):
 
 torch.set_num_threads(int(sys.argv[1]))
 for sizes, order in (
-    ((4096, 4096), (1, 0)), ((5000, 3373), (1, 0)), ((3, 5592409), (1, 0)), ((5592409, 3), (1, 0)),
+    ((4096, 4096), (1, 0)), ((5000, 3373), (1, 0)), ((1536, 10987), (1, 0)), ((3, 5592409), (1, 0)), ((5592409, 3), (1, 0)),
     ((64, 512, 512), (1, 0, 2)), ((64, 3, 300, 300), (0, 2, 3, 1)), ((64, 65, 64, 64), (3, 1, 2, 0)),
 ):
     for change in (ie.contiguous_, lambda x: ie.reshape_(x, -1)):
@@ -609,10 +609,30 @@ def test_peak_memory(count: int) -> None:
     command = [sys.executable, "-c", PEAK, str(count)]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     lines = [tuple(map(int, line.split())) for line in result.stdout.splitlines()]
-    assert len(lines) == 14
+    assert len(lines) == 16
     for nbytes, peak in lines:
         assert nbytes > 64e6
         assert peak < 0.01 * nbytes and peak < 1e6, lines
+
+
+@native
+@settings(max_examples=2000, deadline=None)
+@given(
+    st.sampled_from([1, 1, 10]),
+    st.integers(2, 1 << 20),
+    st.integers(2, 1 << 20),
+    st.sampled_from([1, 2, 3, 4, 6, 8, 12, 16, 20, 33, 100, 200, 255, 256, 1000]),
+    st.sampled_from([1, 2, 16]),
+)
+def test_scratch_memory_is_bounded(batch: int, rows: int, columns: int, item: int, count: int) -> None:
+    with threads(count):
+        scratch = _native.module.scratch_bytes(batch, rows, columns, item)
+    total = batch * rows * columns * item
+    if max(rows, columns) * item < 49152 or min(rows, columns) <= 512:
+        assert scratch < 800_000
+    assert scratch < 800_000 or scratch < 10 * (rows + columns) * item
+    if total > 64e6:
+        assert scratch < 0.01 * total
 
 
 @native

@@ -267,6 +267,12 @@ PYBIND11_MODULE(_C, m) {
       },
       "Gives a plain tensor the strides of a memory format, where its data lies; False where it does not.");
   m.def(
+      "scratch_bytes",
+      [](int64_t batch, int64_t rows, int64_t columns, int64_t bytes) {
+        return Transposer(*active_kernels).scratch_bytes({batch, rows, columns, bytes});
+      },
+      "The memory that matrices of blocks of so many bytes need beside them to be transposed.");
+  m.def(
       "set_panel_bytes",
       [](int64_t bytes) {
         if (bytes < kMinPanelBytes)

@@ -25,8 +25,11 @@ namespace {
 
 // Matrices of so many bytes are turned in a buffer on the stack of their thread.
 constexpr int64_t kStackBytes = 16 << 10;
-// Edges are no larger than this where a side can be cut so.
+// What is left of a side is no larger than this where it can be cut so; of both sides together no larger than
+// twice that, but for matrices which only the last way is left for.
 constexpr int64_t kEdgeBytes = 96 << 10;
+// Bytes of rows that are moved by all threads at a time.
+constexpr int64_t kRowsBytes = 128 << 10;
 // Blocks of at least so many bytes are moved by themselves: about as fast as memory allows.
 constexpr int64_t kWideBytes = 256;
 // The leaders of the cycles of so many blocks are found once for all threads and written down.
@@ -167,9 +170,17 @@ void Transposer::run(char* data, const Gather* first, const std::vector<Swap>& s
   };
   planning_ = true;
   all();
-  memory_.reset(new char[needed_]);
   planning_ = false;
+  memory_.reset(new char[needed_]);
   all();
+}
+
+int64_t Transposer::scratch_bytes(const Swap& swap) {
+  planning_ = true;
+  char nothing;
+  transpose(&nothing, swap);
+  planning_ = false;
+  return needed_;
 }
 
 // ---- what a pass is made of -----------------------------------------------------------------------------
@@ -212,8 +223,8 @@ void Transposer::repitch(char* data, int64_t rows, int64_t bytes, int64_t from_p
     }
     return;
   }
-  // As many bytes at a time as the panel holds: read by all threads, then written by all.
-  const int64_t group = std::max<int64_t>(panel_bytes / bytes, 1), piece = std::min(bytes, panel_bytes);
+  // As many bytes at a time as the buffer holds: read by all threads, then written by all.
+  const int64_t group = std::max<int64_t>(kRowsBytes / bytes, 1), piece = std::min(bytes, kRowsBytes);
   const Scratch panel(*this, group * piece);
   if (planning_) return;
   for (int64_t done = 0; done < rows; done += group) {
@@ -279,27 +290,35 @@ void Transposer::transpose(char* data, const Swap& s) {
   if (s.matrix_bytes() <= panel_bytes) return buffered(data, s);
   if (s.rows == s.columns) return tiles(data, s);
   if (s.bytes >= kWideBytes) return cycles(data, s);
-  for (int64_t i = 0; i < (planning_ ? 1 : s.batch); ++i) {
-    const Matrix m{data + i * s.matrix_bytes(), s.rows, s.columns, s.bytes};
-    if (std::min(m.rows, m.columns) * wide(m.bytes) <= panel_bytes) {
-      m.rows < m.columns ? wide_strips(m) : tall_strips(m);
+  const int64_t row = s.columns * s.bytes, column = s.rows * s.bytes; // of the matrix and of the result
+  const auto each = [&](const auto& way) {
+    for (int64_t i = 0; i < (planning_ ? 1 : s.batch); ++i)
+      way(Matrix{data + i * s.matrix_bytes(), s.rows, s.columns, s.bytes});
+  };
+  if (const int64_t shorter = std::min(row, column); shorter / s.bytes * wide(s.bytes) <= panel_bytes) {
+    int64_t most = panel_bytes / shorter;
+    if (most / threads_ * s.bytes >= kWideBytes) most /= threads_;
+    const Cut c = cut(std::max(s.rows, s.columns), ceil_div(kWideBytes, s.bytes), most, shorter);
+    if (c.rest * shorter <= 2 * kEdgeBytes) {
+      each([&](const Matrix& m) { s.rows < s.columns ? wide_strips(m, c) : tall_strips(m, c); });
       path_ = Path::strips;
-      continue;
-    }
-    // Lines of at least half a cache line, blocks that are wide, and panels that fit.
-    const auto least = std::max<int64_t>(32 / m.bytes, std::ceil(std::sqrt(kWideBytes / double(m.bytes))));
-    const int64_t most = std::max(128 / m.bytes, least);
-    const auto cut_side = [&](int64_t side, int64_t other) {
-      return cut(side, least, std::min(most, panel_bytes / (other * m.bytes)), other * m.bytes);
-    };
-    if (least * std::max(m.rows, m.columns) * m.bytes <= panel_bytes) {
-      panels(m, cut_side(m.rows, m.columns), cut_side(m.columns, m.rows));
-      path_ = Path::panels;
-    } else {
-      large_panels(m);
-      path_ = Path::large_panels;
+      return;
     }
   }
+  // Lines of at least half a cache line, blocks that are wide, and panels that fit.
+  const auto least = std::max<int64_t>(32 / s.bytes, std::ceil(std::sqrt(kWideBytes / double(s.bytes))));
+  if (least * std::max(row, column) <= panel_bytes) {
+    const int64_t most = std::max(128 / s.bytes, least);
+    const Cut down = cut(s.rows, least, std::min(most, panel_bytes / row), row);
+    const Cut across = cut(s.columns, least, std::min(most, panel_bytes / column), column);
+    if (down.rest * row + across.rest * column <= 2 * kEdgeBytes) {
+      each([&](const Matrix& m) { panels(m, down, across); });
+      path_ = Path::panels;
+      return;
+    }
+  }
+  each([&](const Matrix& m) { large_panels(m); });
+  path_ = Path::large_panels;
 }
 
 // The longest parts, of at least `least` and at most `most`, that leave nothing; else the longest that leave
@@ -387,11 +406,8 @@ void Transposer::cycles(char* data, const Swap& s) {
 
 // Few rows: a part of each of them side by side fits the buffer. First the parts, which are wide, then what
 // is within.
-void Transposer::wide_strips(const Matrix& m) {
+void Transposer::wide_strips(const Matrix& m, const Cut& c) {
   const int64_t row = m.rows * m.bytes; // of the result
-  int64_t most = panel_bytes / row;
-  if (most / threads_ * m.bytes >= kWideBytes) most /= threads_;
-  const Cut c = cut(m.columns, ceil_div(kWideBytes, m.bytes), most, row);
   const Scratch edge(*this, c.rest * row);
   if (c.rest > 0)
     turn({edge.data(), row, m.data + c.whole() * m.bytes, m.columns * m.bytes, m.rows, c.rest, m.bytes});
@@ -402,11 +418,8 @@ void Transposer::wide_strips(const Matrix& m) {
 }
 
 // Few columns: the same the other way round.
-void Transposer::tall_strips(const Matrix& m) {
+void Transposer::tall_strips(const Matrix& m, const Cut& c) {
   const int64_t row = m.columns * m.bytes, column = m.rows * m.bytes;
-  int64_t most = panel_bytes / row;
-  if (most / threads_ * m.bytes >= kWideBytes) most /= threads_;
-  const Cut c = cut(m.rows, ceil_div(kWideBytes, m.bytes), most, row);
   const Scratch edge(*this, c.rest * row);
   if (c.rest > 0)
     turn({edge.data(), c.rest * m.bytes, m.data + c.whole() * row, row, c.rest, m.columns, m.bytes});

@@ -42,13 +42,12 @@ class Transposer {
   // Gathers first, if `first` is not null, then makes the transpositions one after the other, of elements of
   // `item` bytes. Throws std::bad_alloc before it has written anything.
   void run(char* data, const Gather* first, const std::vector<Swap>& swaps, int64_t item);
-  // The way that the last of them went, and the scratch memory that all needed.
+  // The way that the last of them went.
   Path path() const {
     return path_;
   }
-  int64_t scratch_bytes() const {
-    return needed_;
-  }
+  // The memory that one transposition needs.
+  int64_t scratch_bytes(const Swap& swap);
 
  private:
   // A side in parts of the same length, and what is left of it.
@@ -65,8 +64,8 @@ class Transposer {
   void buffered(char* data, const Swap& swap);
   void tiles(char* data, const Swap& swap);
   void cycles(char* data, const Swap& swap);
-  void wide_strips(const Matrix& m);
-  void tall_strips(const Matrix& m);
+  void wide_strips(const Matrix& m, const Cut& c);
+  void tall_strips(const Matrix& m, const Cut& c);
   void panels(const Matrix& m, const Cut& down, const Cut& across);
   void large_panels(const Matrix& m);
 
