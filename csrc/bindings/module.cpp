@@ -257,6 +257,11 @@ PYBIND11_MODULE(_C, m) {
         py::arg("scalars"));
   m.def("build_info", build_info);
   define_fuse(m);
+  m.def("gradients", [](const py::object& parameters) {
+    PyObject* const found = gradients(parameters.ptr());
+    if (found == nullptr) throw py::error_already_set();
+    return py::reinterpret_steal<py::list>(found);
+  });
   m.def(
       "total_norm",
       [](const py::list& list, double order) -> std::optional<double> {
