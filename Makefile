@@ -69,6 +69,7 @@ wheel: venv  ## build a wheel of this platform and an sdist into dist/
 bench: build  ## print the tables of benchmarks: operations, layouts, softmax, dropout, chains, threads
 	$(PY) benchmarks/ops.py
 	$(PY) benchmarks/layouts.py
+	$(PY) benchmarks/layout_changes.py
 	$(PY) benchmarks/softmax.py
 	$(PY) benchmarks/dropout.py
 	$(PY) benchmarks/fuse.py

@@ -1,7 +1,9 @@
 # Generated from _table.py by tools/generate.py; do not edit.
+from collections.abc import Sequence
 from typing import Literal, TypeAlias, TypeVar, overload
 
 from torch import Generator, Tensor
+from torch import memory_format as MemoryFormat
 
 _T = TypeVar("_T", bound=Tensor)
 Number: TypeAlias = bool | int | float | complex
@@ -146,6 +148,17 @@ __all__ = [  # noqa: RUF022
     "feature_dropout_",
     "alpha_dropout_",
     "feature_alpha_dropout_",
+    "transpose_",
+    "swapaxes_",
+    "swapdims_",
+    "t_",
+    "squeeze_",
+    "unsqueeze_",
+    "as_strided_",
+    "resize_",
+    "view_",
+    "reshape_",
+    "contiguous_",
     "softmax",
     "log_softmax",
     "softmax_relu",
@@ -332,6 +345,19 @@ def feature_alpha_dropout_(
     offset: int = 0,
     generator: Generator | None = None,
 ) -> _T: ...
+def transpose_(input: _T, dim0: int, dim1: int) -> _T: ...
+def swapaxes_(input: _T, axis0: int, axis1: int) -> _T: ...
+def swapdims_(input: _T, dim0: int, dim1: int) -> _T: ...
+def t_(input: _T) -> _T: ...
+def squeeze_(input: _T, dim: int | Sequence[int] | None = None) -> _T: ...
+def unsqueeze_(input: _T, dim: int) -> _T: ...
+def as_strided_(
+    input: _T, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None
+) -> _T: ...
+def resize_(input: _T, *size: int | Sequence[int], memory_format: MemoryFormat | None = None) -> _T: ...
+def view_(input: _T, *shape: int | Sequence[int]) -> _T: ...
+def reshape_(input: _T, *shape: int | Sequence[int]) -> _T: ...
+def contiguous_(input: _T, memory_format: MemoryFormat | None = None) -> _T: ...
 def softmax(input: Tensor, dim: int = -1, *, scale: float = 1.0, mask: Tensor | None = None) -> Tensor: ...
 def log_softmax(
     input: Tensor, dim: int = -1, *, scale: float = 1.0, mask: Tensor | None = None

@@ -1,4 +1,5 @@
 // The compiled module inplace_ext._C.
+#include <ATen/core/grad_mode.h>
 #include <dlfcn.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -11,7 +12,9 @@
 #include "functions.h"
 #include "fuse.h"
 #include "kernels.h"
+#include "layout.h"
 #include "tensors.h"
+#include "transpose.h"
 
 namespace py = pybind11;
 
@@ -45,10 +48,11 @@ void use_capability(const std::string& name) {
 }
 
 std::string path_name() {
-  static const char* const names[] = {"loop",    "staged",       "blocked",       "program",
-                                      "move",    "streaming",    "rows",          "long_rows",
-                                      "columns", "long_columns", "gathered_rows", "long_gathered_rows",
-                                      "draws",   "tiled_draws",  "gathered_draws"};
+  static const char* const names[] = {
+      "loop",   "staged",      "blocked",        "program",      "move",          "streaming",
+      "rows",   "long_rows",   "columns",        "long_columns", "gathered_rows", "long_gathered_rows",
+      "draws",  "tiled_draws", "gathered_draws", "buffered",     "tiles",         "cycles",
+      "strips", "panels",      "large_panels",   "gathered"};
   switch (last_path.taken) {
     case Taken::none:
       return "";
@@ -252,6 +256,24 @@ PYBIND11_MODULE(_C, m) {
     return names;
   });
   m.def("set_streaming_move_bytes", [](int64_t bytes) { return std::exchange(streaming_move_bytes, bytes); });
+  m.def(
+      "rearrange",
+      [](const py::object& object, bool channels_last) {
+        // Where the elements lie is nothing that autograd records.
+        const c10::AutoGradMode no_grad(false);
+        if (!functions_enabled() || !no_modes()) return false;
+        const at::Tensor* const x = plain_tensor(object.ptr());
+        return x != nullptr && rearrange(*x, channels_last);
+      },
+      "Gives a plain tensor the strides of a memory format, where its data lies; False where it does not.");
+  m.def(
+      "set_panel_bytes",
+      [](int64_t bytes) {
+        if (bytes < kMinPanelBytes)
+          throw py::value_error("set_panel_bytes: at least " + std::to_string(kMinPanelBytes));
+        return std::exchange(panel_bytes, bytes);
+      },
+      "Sets the size of the memory through which data is turned; returns what it was.");
   m.def("last_path", path_name, "The path that the last call on this thread took.");
   m.def("run_program", run_program, py::arg("compute"), py::arg("stages"), py::arg("tensors"),
         py::arg("scalars"));

@@ -6,6 +6,7 @@
 // else, and each element is still read once and written once.
 #include "draws.h"
 #include "kernels.h"
+#include "turn.h"
 
 namespace inplace_ext {
 
@@ -436,72 +437,6 @@ IE_INLINE auto for_item(int item, const F& f) {
       return f(Repeat<uint32_t>{});
     default:
       return f(Repeat<uint64_t>{});
-  }
-}
-
-// A square of elements turned in registers: row i of `from` becomes column i of `to`; strides in bytes.
-template <class T>
-struct Square {
-  static constexpr int kSide = sizeof(T) == 8 ? 4 : 8;
-  using row = typename raw_vector<T, kSide>::type;
-  using index = typename raw_vector<typename int_of_size<sizeof(T)>::type, kSide>::type;
-
-  // Exchanges the blocks off the diagonal of every 2 x 2 arrangement of blocks of Step x Step elements.
-  template <int Step>
-  static IE_INLINE void exchange(row* r) {
-    index upper, lower;
-    for (int i = 0; i < kSide; ++i) {
-      const bool second = i & Step;
-      upper[i] = second ? kSide + i - Step : i;
-      lower[i] = second ? kSide + i : i + Step;
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < kSide; ++i) {
-      if (i & Step) continue;
-      const row a = r[i], b = r[i + Step];
-      r[i] = __builtin_shuffle(a, b, upper);
-      r[i + Step] = __builtin_shuffle(a, b, lower);
-    }
-    if constexpr (Step * 2 < kSide) exchange<Step * 2>(r);
-  }
-  static IE_INLINE void turn(char* to, int64_t to_stride, const char* from, int64_t from_stride) {
-    row r[kSide];
-    for (int i = 0; i < kSide; ++i) std::memcpy(&r[i], from + i * from_stride, sizeof(row));
-    exchange<1>(r);
-    for (int i = 0; i < kSide; ++i) std::memcpy(to + i * to_stride, &r[i], sizeof(row));
-  }
-};
-// `rows` rows of `columns` elements, turned; what is left of whole squares goes an element at a time.
-template <class T>
-void turn(char* to, int64_t to_stride, const char* from, int64_t from_stride, int64_t rows, int64_t columns) {
-  constexpr int64_t kSide = Square<T>::kSide, kItem = sizeof(T);
-  int64_t i = 0;
-  for (; i + kSide <= rows; i += kSide) {
-    int64_t j = 0;
-    for (; j + kSide <= columns; j += kSide) {
-      Square<T>::turn(to + j * to_stride + i * kItem, to_stride, from + i * from_stride + j * kItem,
-                      from_stride);
-    }
-    for (; j < columns; ++j) {
-      for (int64_t k = i; k < i + kSide; ++k)
-        std::memcpy(to + j * to_stride + k * kItem, from + k * from_stride + j * kItem, kItem);
-    }
-  }
-  for (; i < rows; ++i) {
-    for (int64_t j = 0; j < columns; ++j)
-      std::memcpy(to + j * to_stride + i * kItem, from + i * from_stride + j * kItem, kItem);
-  }
-}
-void turn(int item, char* to, int64_t to_stride, const char* from, int64_t from_stride, int64_t rows,
-          int64_t columns) {
-  if (item == 1) {
-    turn<uint8_t>(to, to_stride, from, from_stride, rows, columns);
-  } else if (item == 2) {
-    turn<uint16_t>(to, to_stride, from, from_stride, rows, columns);
-  } else if (item == 4) {
-    turn<uint32_t>(to, to_stride, from, from_stride, rows, columns);
-  } else {
-    turn<uint64_t>(to, to_stride, from, from_stride, rows, columns);
   }
 }
 
@@ -1370,8 +1305,9 @@ Path run(const Program& program, const Space& space, int64_t begin, int64_t end)
 
 extern "C" __attribute__((visibility("default"))) const inplace_ext::CpuKernels* inplace_ext_cpu_kernels() {
   using namespace inplace_ext;
-  static const CpuKernels kernels = {kAbiVersion, kVectorBytes, kCapability, kernel_tables().loop,
-                                     run,         fill,         convert,     contains_zero,
-                                     softmax,     dropout,      norm_part};
+  static const CpuKernels kernels = {kAbiVersion,  kVectorBytes, kCapability,  kernel_tables().loop,
+                                     run,          fill,         convert,      contains_zero,
+                                     softmax,      dropout,      norm_part,    turn,
+                                     square_units, swap_square,  find_leaders, move_cycles};
   return &kernels;
 }
