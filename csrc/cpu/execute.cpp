@@ -1306,6 +1306,7 @@ extern "C" __attribute__((visibility("default"))) const inplace_ext::CpuKernels*
   using namespace inplace_ext;
   static const CpuKernels kernels = {kAbiVersion, kVectorBytes, kCapability, kernel_tables().loop,
                                      run,         fill,         convert,     contains_zero,
-                                     softmax,     dropout,      norm_part};
+                                     softmax,     dropout,      norm_part,   in_range,
+                                     put_indexed, count_mask,   put_masked};
   return &kernels;
 }
