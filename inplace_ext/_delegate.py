@@ -151,19 +151,22 @@ def _check_places(name: str, input: torch.Tensor, given: dict[str, Any]) -> None
 
     What else is wrong with a call torch finds before it writes.
     """
+    written = next((given[key] for key in ("source", "src", "value", "values") if key in given), None)
+    if isinstance(written, torch.Tensor) and written.dtype != input.dtype:
+        return
     try:
         if name == "masked_scatter_":
             _check_count(input, given["mask"], given["source"])
         elif name in _RANGES:
             _check_range(name, input, given["index"], 0 if name == "put_" else given["dim"])
-        else:
+        elif name == "setitem_" or isinstance(written, torch.Tensor):
             index = given.get("index", given.get("indices"))
-            items = index if isinstance(index, (tuple, list)) else (index,)
+            items = index if isinstance(index, tuple) else (index,)
             if any(isinstance(item, (torch.Tensor, list)) for item in items):
                 # One element in the place of all: to read it where it would be written raises the same.
                 place = torch.empty((), dtype=torch.bool).expand(input.shape)
-                place[index if name == "setitem_" else tuple(items)]
-    except (KeyError, TypeError, NotImplementedError):  # torch will say it
+                place[tuple(index) if name == "index_put_" else index]
+    except (KeyError, TypeError, AttributeError, NotImplementedError):  # torch will say it
         return
     except RuntimeError as error:
         # No data to look at: tensors of torch.func, fake ones.

@@ -499,7 +499,10 @@ IN_ORDER = "What comes to one place is added in the order of the index, whatever
 SHARED_INDEX = "RuntimeError: ``input`` shares memory with the index, or in part with what is written."
 OUT_OF_RANGE = "IndexError: an index is out of range."
 NOT_LONG = "RuntimeError: ``index`` is not int64, or {} is not of the dtype of ``input``."
-SLICES = "RuntimeError: the sizes of ``source`` are not those of ``input``, with those of ``index`` for ``dim``."
+SLICES = (
+    "RuntimeError: the sizes of ``source`` are not those of ``input``, with those of ``index`` for ``dim``."
+)
+NO_INDEX = "IndexError: more indices than dims, a mask of another shape, or of a wrong dtype."
 NO_DIM = "IndexError: ``input`` has no such ``dim``."
 SCATTERED = (
     "``index`` and ``input`` have the same number of dims, and but for ``dim`` ``index`` is no larger.",
@@ -508,7 +511,7 @@ SCATTERED = (
 SCATTER_ERRORS = (
     NO_DIM,
     "RuntimeError: an index is out of range, or ``index`` is of another dtype.",
-    "RuntimeError: ``index`` is larger than ``input`` or ``src``, or ``src`` is not of the dtype of ``input``.",
+    "RuntimeError: ``index`` is larger than ``input`` or ``src``, or ``src`` is of another dtype.",
     SHARED_INDEX,
 )
 
@@ -530,7 +533,7 @@ INDEXED = _resolve([
        notes=(IN_ORDER, "``index`` is int64 or int32. " + FUSED,
               "float16 and bfloat16 are rounded after each addition, as in torch."),
        errors=(OUT_OF_RANGE + " Torch raises a RuntimeError in some of these cases.", NO_DIM,
-               "RuntimeError: ``index`` is not int64 or int32, or ``source`` is not of the dtype of ``input``.",
+               "RuntimeError: ``index`` is not int64 or int32, or ``source`` is of another dtype.",
                SLICES, SHARED_INDEX)),
     Op("index_put_", ("indices: Sequence[Tensor], values: Tensor, accumulate: bool = False",),
        "Writes ``values`` where the indices say, one for each dim",
@@ -538,14 +541,14 @@ INDEXED = _resolve([
        "[1.0, 2.0, 3.0], ([0, -1],), [7.0, 8.0]", "[7., 2., 8.]", ulp=EXACT,
        notes=(NEGATIVE + " int64, int32 or bool; a bool tensor stands for the places where it is true.",
               "The indices broadcast together, and ``values`` to what they select.", TWICE, IN_ORDER),
-       errors=(OUT_OF_RANGE, "IndexError: more indices than dims, a mask of another shape, or of a wrong dtype.",
-               "RuntimeError: ``values`` does not broadcast, or is not of the dtype of ``input``.", SHARED_INDEX)),
+       errors=(OUT_OF_RANGE, NO_INDEX,
+               "RuntimeError: ``values`` does not broadcast, or is of another dtype.", SHARED_INDEX)),
     Op("masked_scatter_", ("mask: Tensor, source: Tensor",),
        "Copies the elements of ``source``, one after another, to where ``mask`` is true",
        "x = the next element of source where mask, else x", ALL,
        "[1.0, 2.0, 3.0], [True, False, True], [7.0, 8.0]", "[7., 2., 8.]", ulp=EXACT,
        notes=("``mask`` broadcasts to ``input``; its elements are taken in C order.",),
-       errors=("RuntimeError: ``source`` has fewer elements than are true, or is not of the dtype of ``input``.",
+       errors=("RuntimeError: ``source`` has fewer elements than are true, or is of another dtype.",
                "RuntimeError: ``mask`` is not bool.")),
     Op("scatter_", (ALONG + "src: Tensor | Number, *, reduce: Reduction | None = None",
                     ALONG + "*, value: Number, reduce: Reduction | None = None"),
@@ -560,7 +563,7 @@ INDEXED = _resolve([
        "[1.0, 2.0, 3.0], 0, [0, 0], [7.0, 8.0]", "[16.,  2.,  3.]", ulp=EXACT,
        notes=(*SCATTERED, IN_ORDER), errors=SCATTER_ERRORS),
     Op("put_", ("index: Tensor, source: Tensor, accumulate: bool = False",),
-       "Writes the elements of ``source`` where ``index`` says, in the order of the elements of ``input``",
+       "Writes where ``index`` says, counting the elements of ``input`` in C order",
        "x.flatten()[index[i]] = source[i], or += where accumulate", ALL,
        "[1.0, 2.0, 3.0], [0, -1], [7.0, 8.0]", "[7., 2., 8.]", ulp=EXACT,
        notes=(NEGATIVE, TWICE, IN_ORDER),
@@ -571,10 +574,10 @@ INDEXED = _resolve([
        notes=("``index`` is whatever may stand in the brackets: ints, slices, None, an ellipsis, int64, int32",
               "and bool tensors, lists of ints or bools, and tuples of these.", TWICE,
               "A bool tensor and a number: blocks of 64 elements that are all false are passed over."),
-       errors=(OUT_OF_RANGE, "IndexError: more indices than dims, a mask of another shape, or of a wrong dtype.",
+       errors=(OUT_OF_RANGE, NO_INDEX,
                "ValueError: the step of a slice is less than 1.",
-               "RuntimeError: ``value`` does not broadcast to what is selected, or beside tensors in the index",
-               "    is not of the dtype of ``input``.", SHARED_INDEX),
+               "RuntimeError: ``value`` does not broadcast to what is selected, or is of another dtype beside",
+               "    tensors in the index.", SHARED_INDEX),
        like="torch.Tensor.__setitem__"),
 ])  # fmt: skip
 

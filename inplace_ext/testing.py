@@ -19,10 +19,10 @@ def last_path() -> str:
     ``gathered_rows`` for those of any other layout; ``long_rows``, ``long_columns`` and
     ``long_gathered_rows`` where the buffer holds a part at a time. Of dropout: ``draws`` for lines of
     neighbours in memory, ``tiled_draws`` for lines that lie beside each other, and ``gathered_draws`` for
-    those of any other layout. Of indices: ``index_rows`` for rows of ``input`` that an index moves as a whole,
-    ``index_elements`` for elements that go to places of their own. Of masks: ``mask_blocks`` for elements side
-    by side, ``mask_rows`` for rows of ``input`` that one element of the mask is for, and ``mask_elements`` for
-    any other layout.
+    those of any other layout. Of indices: ``index_rows`` for rows that an index moves as a whole,
+    ``index_elements`` for elements that go to places of their own. Of masks: ``mask_blocks`` for elements
+    side by side, ``mask_rows`` for rows that one element of the mask is for, and ``mask_elements`` for any
+    other layout.
     """
     return "torch" if _native.module is None else str(_native.module.last_path())
 

@@ -1,4 +1,4 @@
-"""Writing where an index or a mask says: values, duplicates, layouts, errors, and the promises of the contract."""
+"""Writing where an index or a mask says: values, duplicates, layouts, errors, the contract."""
 
 from __future__ import annotations
 
@@ -85,12 +85,11 @@ def call(
     *args: Any,
     path: str | None = None,
     want: torch.Tensor | None = None,
-    torch_too: bool = True,
     **kwargs: Any,
 ) -> torch.Tensor:
     """Calls the operation on every backend and checks the whole contract; returns x.
 
-    The reference is `want`, or what torch's own form does.
+    The reference is `want`, of a sum, or what torch's own form does.
     """
     __tracebackhide__ = True
     what = (name, x.dtype, tuple(x.shape), x.stride(), described(args), described(kwargs))
@@ -107,11 +106,12 @@ def call(
     # Torch has two types for this one error.
     if name == "index_add_" and error is RuntimeError and x.numel() and _out_of_range(x, *args[:2]):
         error = IndexError
-    if want is None:
-        want = reference
     others = [t for t in tensors(args, kwargs) if not shared(x, t)]
     others_saved = [(storage_bytes(t).clone(), t._version) for t in others]
-    for where in CAPABILITIES + ["torch"] * (torch_too or not CAPABILITIES):
+    # Torch adds 16-bit floats in float32 and rounds once in some of its loops, and each time in others.
+    settled = want is None or x.dtype not in HALVES
+    want = reference if want is None else want
+    for where in CAPABILITIES + ["torch"] * (settled or not CAPABILITIES):
         storage_bytes(x).copy_(saved)
         version, pointer, caught = x._version, x.data_ptr(), None
         layout = (x.shape, x.stride(), x.storage_offset())
@@ -136,8 +136,9 @@ def call(
             count = int((~good).sum())
             raise AssertionError(f"{count} wrong, at {at} {x[at]} for {want[at]}, on {where} {what}")
         assert (x.data_ptr(), layout) == (pointer, (x.shape, x.stride(), x.storage_offset())), what
-        restored = clone_strided(x).copy_(begin)
-        assert torch.equal(storage_bytes(restored), storage_bytes(begin)), f"wrote outside {what}"
+        if 0 not in x.stride():
+            restored = clone_strided(x).copy_(begin)
+            assert torch.equal(storage_bytes(restored), storage_bytes(begin)), f"wrote outside {what}"
         for t, (contents, t_version) in zip(others, others_saved, strict=True):
             assert torch.equal(storage_bytes(t), contents) and t._version == t_version, f"operand {what}"
     return x
@@ -200,7 +201,7 @@ def test_along_a_dim(dtype: torch.dtype, layout: str) -> None:
             call("index_copy_", x, dim, index, source)
             for kind in (index, index.int()):
                 want = added(x, dim, index, source)
-                call("index_add_", x, dim, kind, source, want=want, torch_too=dtype not in HALVES)
+                call("index_add_", x, dim, kind, source, want=want)
             strided_index = torch.stack((index, index), 1)[:, 0]
             call("index_copy_", x, dim, strided_index, source)
 
@@ -220,7 +221,7 @@ def test_paths_along_a_dim(dtype: torch.dtype) -> None:
         call("index_fill_", x, dim, index, True, path=path)
         call("index_copy_", x, dim, index, source, path=path)
         want = added(x, dim, index, source)
-        call("index_add_", x, dim, index, source, path=path, want=want, torch_too=dtype not in HALVES)
+        call("index_add_", x, dim, index, source, path=path, want=want)
 
 
 @pytest.mark.parametrize("dtype", [d for d in DTYPES if d != torch.bool], ids=dtype_name)
@@ -236,9 +237,9 @@ def test_alpha(dtype: torch.dtype) -> None:
             with backend(CAPABILITIES[0] if CAPABILITIES else "torch"):
                 got = ie.index_add_(clone_strided(x), 0, index, source, alpha=alpha)
             assert matches(got, want).all() if is_native() else True
-            torch.testing.assert_close(
-                got, torch.Tensor.index_add_(clone_strided(x), 0, index, source, alpha=alpha)
-            )
+            if dtype not in HALVES:
+                theirs = torch.Tensor.index_add_(clone_strided(x), 0, index, source, alpha=alpha)
+                torch.testing.assert_close(got, theirs)
     x = torch.zeros(3, dtype=dtype)
     if dtype in INTS:
         call("index_add_", x, 0, index[:1], torch.ones(1, dtype=dtype), alpha=1.5)
@@ -372,7 +373,7 @@ def test_put(dtype: torch.dtype) -> None:
             call("put_", x, index, source, path="index_elements" if taken else None)
             if x.is_contiguous():
                 want = put_added(x, index % size, source)
-                call("put_", x, index, source, True, want=want, torch_too=dtype not in HALVES)
+                call("put_", x, index, source, True, want=want)
     x = make((4, 5), dtype)
     for index_shape, source_shape in [((2, 3), (3, 2)), ((6,), (2, 3)), ((2, 3), (2, 3)), ((6,), (5,))]:
         index = index_of(6, 20, 2).view(index_shape)
@@ -517,20 +518,22 @@ def test_masks_of_large_tensors_on_threads(dtype: torch.dtype, density: float) -
 # ---- x[index] = value -------------------------------------------------------------------------------------
 
 L = torch.tensor
+MASK = L([True, False, True, False, True])
 INDICES: list[Any] = [
     0, -1, 4, 5, -6, slice(None), slice(1, 3), slice(None, None, 2), slice(-2, None), slice(3, 1), slice(0, 99),
-    slice(None, None, -1), slice(None, None, 0), ..., None, True, False, (), [], [0, 2], [True, False, True, False, True],
-    [0, 7], [0.5], ["a"], [0, True], (0, 1), (0, 9), (0, 1, 2), (0, ...), (..., 0), (..., 1, 0), (None, 0),
-    (0, None, ...), (..., None), (slice(1, 3), 1), (slice(1, 3), slice(None, None, 3)), (..., ...), (0, True), (False, 0),
-    L(1), L(-1), L(9), L([0, 2]), L([0, -5]), L([5]), L([-6]), L([0, 2], dtype=torch.int32), L([0], dtype=torch.int16),
-    L([0.0]), L([1, 0, 1, 0, 1], dtype=torch.uint8), L([True, False, True, False, True]), L([True, False]), L(True),
-    L([[0, 1], [2, 3]]), L([], dtype=torch.int64), (L([0, 2]), 1), (L([0, 2]), L([1, 3])), (L([0, 2]), L([[1], [3]])),
-    (L([0, 2]), L([1, 2, 3])), (slice(1, 4), L([1, 3])), (L([1, 3]), slice(1, 4)), (1, L([1, 3])), (L([1, 3]), None),
-    (L([0, 2]), None, L([1, 3])), (None, L([0, 2]), L([1, 3])), ([0, 2], [1, 3]), (L([True, False, True, False, True]), L([0, 1])),
-    (slice(None), L([True] * 3 + [False] * 4)), (L([True, False, True, False, True]), slice(2, 5)),
-    (slice(None), L([7])), (slice(1, 3), L([6, -7])), torch.ones(5, 7, dtype=torch.bool), torch.ones(5, 6, dtype=torch.bool),
-    torch.ones(5, 7, 1, dtype=torch.bool), (L([0]), L([0]), L([0])), [L([0]), L([1])], [[0, 1], [1, 2]], [slice(0, 2)],
-    "a", 1.5, (L([0, 2]), L(1)), (L(1), slice(None)), [-1, -2], range(2), (0, L([7])),
+    slice(None, None, -1), slice(None, None, 0), ..., None, True, False, (), [], [0, 2], MASK.tolist(), [0, 7],
+    [0.5], ["a"], [0, True], (0, 1), (0, 9), (0, 1, 2), (0, ...), (..., 0), (..., 1, 0), (None, 0),
+    (0, None, ...), (..., None), (slice(1, 3), 1), (slice(1, 3), slice(None, None, 3)), (..., ...), (0, True),
+    (False, 0), L(1), L(-1), L(9), L([0, 2]), L([0, -5]), L([5]), L([-6]), L([0, 2], dtype=torch.int32),
+    L([0], dtype=torch.int16), L([0.0]), L([1, 0, 1, 0, 1], dtype=torch.uint8), MASK, L([True, False]), L(True),
+    L([[0, 1], [2, 3]]), L([], dtype=torch.int64), (L([0, 2]), 1), (L([0, 2]), L([1, 3])),
+    (L([0, 2]), L([[1], [3]])), (L([0, 2]), L([1, 2, 3])), (slice(1, 4), L([1, 3])), (L([1, 3]), slice(1, 4)),
+    (1, L([1, 3])), (L([1, 3]), None), (L([0, 2]), None, L([1, 3])), (None, L([0, 2]), L([1, 3])),
+    ([0, 2], [1, 3]), (MASK, L([0, 1])), (MASK, L([0, 1, 2])), (slice(None), L([True] * 3 + [False] * 4)),
+    (MASK, slice(2, 5)), (slice(None), L([7])), (slice(1, 3), L([6, -7])), torch.ones(5, 7, dtype=torch.bool),
+    torch.ones(5, 6, dtype=torch.bool), torch.ones(5, 7, 1, dtype=torch.bool), (L([0]), L([0]), L([0])),
+    [L([0]), L([1])], [[0, 1], [1, 2]], [slice(0, 2)], "a", 1.5, (L([0, 2]), L(1)), (L(1), slice(None)), [-1, -2],
+    range(2), (0, L([7])),
 ]  # fmt: skip
 
 
@@ -583,7 +586,7 @@ def test_paths_of_setitem() -> None:
     x = torch.zeros(6, 50)
     index = torch.tensor([1, 4])
     call("setitem_", x, slice(1, 3), 2.0, path="move")
-    call("setitem_", x, (slice(None), 3), 2.0, path="staged")
+    call("setitem_", x, (slice(None), 3), 2.0, path="move")
     call("setitem_", x, 2, torch.ones(50), path="move")
     call("setitem_", x, index, 2.0, path="index_rows")
     call("setitem_", x, [1, -2], 2.0, path="index_rows")
@@ -609,19 +612,21 @@ def test_index_put(dtype: torch.dtype) -> None:
             call("index_put_", x, indices, values[:1])
             call("index_put_", x, tuple(i.int() for i in indices), values)
             call("index_put_", x, list(indices), values[0, 0])
-            want = clone_strided(x)
+            begin, want = clone_strided(x), clone_strided(x)
             for place in itertools.product(range(2), range(9)):
                 want[tuple(i[place] for i in indices)] += values[place]
-            call("index_put_", x, indices, values, True, want=want, torch_too=dtype not in HALVES)
-            call("index_put_", x, indices, values, accumulate=True, want=want, torch_too=dtype not in HALVES)
+            call("index_put_", x, indices, values, True, want=want)
+            call("index_put_", clone_strided(begin), indices, values, accumulate=True, want=want)
 
 
 def test_index_put_of_odd_arguments() -> None:
     x, one, index = torch.zeros(3, 2), torch.tensor(5.0), torch.tensor([1])
     mask = torch.tensor([True, False, True])
-    for indices in [(None, index), [index], (), (index, index, index), (mask,), (mask, index), (mask[:2],), (mask.to(torch.uint8),),
-                    (torch.tensor(1),), (torch.tensor(1), torch.tensor(0)), (torch.tensor([4]),), index, (index.short(),),
-                    (torch.tensor([], dtype=torch.int64),)]:  # fmt: skip
+    for indices in [
+        (None, index), [index], (), (index, index, index), (mask,), (mask, index), (mask[:2],),
+        (mask.to(torch.uint8),), (torch.tensor(1),), (torch.tensor(1), torch.tensor(0)), (torch.tensor([4]),),
+        index, (index.short(),), (torch.tensor([], dtype=torch.int64),),
+    ]:  # fmt: skip
         for values in (
             one,
             torch.ones(1),
@@ -713,7 +718,7 @@ def test_random_shapes_along_a_dim(case: tuple[torch.Tensor, int, torch.Tensor, 
     x, dim, index, source = case
     call("index_copy_", x, dim, index, source)
     call("index_fill_", x, dim, index - x.size(dim), 1)
-    call("index_add_", x, dim, index, source, want=added(x, dim, index, source), torch_too=False)
+    call("index_add_", x, dim, index, source, want=added(x, dim, index, source))
 
 
 @st.composite
@@ -735,7 +740,7 @@ def test_random_scatters(case: tuple[torch.Tensor, int, torch.Tensor, torch.Tens
     x, dim, index, source = case
     call("scatter_", x, dim, index, source)
     call("scatter_", x, dim, index, 1)
-    call("scatter_add_", x, dim, index, source, want=scatter_added(x, dim, index, source), torch_too=False)
+    call("scatter_add_", x, dim, index, source, want=scatter_added(x, dim, index, source))
 
 
 # ---- duplicates and threads -------------------------------------------------------------------------------
@@ -867,7 +872,7 @@ def test_masks_with_too_few_elements_leave_the_tensor_as_it_is(any_backend: str)
     for dtype in (torch.float32, torch.complex64):
         x, mask = make((500,), dtype), torch.ones(500, dtype=torch.bool)
         before = storage_bytes(x).clone()
-        with pytest.raises(RuntimeError, match="500.*499"):
+        with pytest.raises(RuntimeError, match=r"500.*499"):
             ie.masked_scatter_(x, mask, torch.ones(499, dtype=dtype))
         assert torch.equal(storage_bytes(x), before)
 
@@ -1136,7 +1141,9 @@ def test_opinfo(name: str, info: Any, layout: str) -> None:
         for seed, case in enumerate(info.sample_inputs("cpu", dtype, requires_grad=False)):
             x = make(case.input.shape, dtype, layout, seed, data=case.input)
             accumulates = (
-                name in ("index_add_", "scatter_add_") or case.kwargs.get("accumulate") or True in case.args
+                name in ("index_add_", "scatter_add_")
+                or case.kwargs.get("accumulate")
+                or any(a is True for a in case.args)
             )
             if accumulates and dtype in HALVES:
                 continue  # torch rounds once, or after each addition

@@ -225,27 +225,28 @@ Indexed begin_call(Put put, const at::Tensor& x, DType dtype) {
 
 // index_fill_, index_copy_ and index_add_: `source`, if there is one, has the dims of x, with those of the
 // index for the one that is indexed.
-Outcome run_along(const Rule& rule, Put put, const Target& t, const at::Tensor& index, Scalar scalar,
+Outcome run_along(const Rule& rule, Put put, const Target& t, const at::Tensor& given, Scalar scalar,
                   bool scaled, const at::Tensor* source) {
   const at::Tensor& x = *t.x;
-  if (index.dim() > 1 || index.numel() == 0) return Outcome::delegate;
+  if (given.dim() > 1 || given.numel() == 0) return Outcome::delegate;
   if (source != nullptr) {
     if (source->scalar_type() != x.scalar_type() || source->dim() != x.dim()) return Outcome::delegate;
     for (int64_t d = 0; d < x.dim(); ++d) {
-      if (source->size(d) != (d == t.dim ? index.numel() : x.size(d))) return Outcome::delegate;
+      if (source->size(d) != (d == t.dim ? given.numel() : x.size(d))) return Outcome::delegate;
     }
   }
   Reader reads_index, reads_source;
-  Outcome taken = reads_index.open(x, index);
+  Outcome taken = reads_index.open(x, given);
   if (taken == Outcome::done && source != nullptr) taken = reads_source.open(x, *source);
   if (taken != Outcome::done) return taken;
+  const at::Tensor& index = *reads_index.tensor;
   source = reads_source.tensor;
   const int64_t item = item_size(t.dtype);
   Indexed call = begin_call(put, x, t.dtype);
   call.scalar = scalar;
   call.scaled = scaled;
   call.indices = 1;
-  set_index(call, 0, *reads_index.tensor, t.length, t.step);
+  set_index(call, 0, index, t.length, t.step);
   if (source != nullptr) call.source = static_cast<const char*>(source->const_data_ptr());
   Loops loops;
   for (int64_t d = 0; d < std::max<int64_t>(x.dim(), 1); ++d) {
@@ -259,7 +260,7 @@ Outcome run_along(const Rule& rule, Put put, const Target& t, const at::Tensor& 
     loops.push_back(loop);
   }
   if (!lay_out(call, loops)) return Outcome::delegate;
-  if (!check_range(rule, *reads_index.tensor, t.length, t.dim)) return Outcome::error;
+  if (!check_range(rule, index, t.length, t.dim)) return Outcome::error;
   run(call);
   return Outcome::done;
 }
@@ -302,38 +303,38 @@ Outcome bind_index_add(Op, Slots slot) {
 }
 
 // scatter_ and scatter_add_: an index for each element of the source.
-Outcome run_scatter(const Rule& rule, Put put, const Target& t, const at::Tensor& index, Scalar scalar,
+Outcome run_scatter(const Rule& rule, Put put, const Target& t, const at::Tensor& given, Scalar scalar,
                     const at::Tensor* source) {
   const at::Tensor& x = *t.x;
   const int64_t dims = x.dim(), item = item_size(t.dtype);
-  if (!is_index(index) || index.dim() != dims || index.numel() == 0) return Outcome::delegate;
+  if (!is_index(given) || given.dim() != dims || given.numel() == 0) return Outcome::delegate;
   if (source != nullptr && (source->scalar_type() != x.scalar_type() || source->dim() != dims))
     return Outcome::delegate;
   for (int64_t d = 0; d < dims; ++d) {
-    if (d != t.dim && index.size(d) > x.size(d)) return Outcome::delegate;
-    if (source != nullptr && index.size(d) > source->size(d)) return Outcome::delegate;
+    if (d != t.dim && given.size(d) > x.size(d)) return Outcome::delegate;
+    if (source != nullptr && given.size(d) > source->size(d)) return Outcome::delegate;
   }
   Reader reads_index, reads_source;
-  Outcome taken = reads_index.open(x, index);
+  Outcome taken = reads_index.open(x, given);
   if (taken == Outcome::done && source != nullptr) taken = reads_source.open(x, *source);
   if (taken != Outcome::done) return taken;
+  const at::Tensor& index = *reads_index.tensor;
   source = reads_source.tensor;
   Indexed call = begin_call(put, x, t.dtype);
   call.scalar = scalar;
   call.indices = 1;
-  set_index(call, 0, *reads_index.tensor, t.length, t.step);
+  set_index(call, 0, index, t.length, t.step);
   if (source != nullptr) call.source = static_cast<const char*>(source->const_data_ptr());
   Loops loops;
   for (int64_t d = 0; d < dims; ++d) {
     Loop loop{.size = index.size(d)};
     if (d != t.dim) loop.step = x.stride(d) * item;
     if (source != nullptr) loop.source_step = source->stride(d) * item;
-    loop.index_step[0] =
-        reads_index.tensor->stride(d) * static_cast<int64_t>(reads_index.tensor->element_size());
+    loop.index_step[0] = index.stride(d) * static_cast<int64_t>(index.element_size());
     loops.push_back(loop);
   }
   if (!lay_out(call, loops)) return Outcome::delegate;
-  if (!check_range(rule, *reads_index.tensor, t.length, t.dim)) return Outcome::error;
+  if (!check_range(rule, index, t.length, t.dim)) return Outcome::error;
   run(call);
   return Outcome::done;
 }
@@ -568,7 +569,7 @@ struct Value {
 
 // x[mask] = value for a mask that is all there is in the index; empty where no kernel for masks will do.
 std::optional<Outcome> put_mask(const at::Tensor& x, DType dtype, const View::Entry& entry,
-                                const Value& value) {
+                                const Value& value, bool strips) {
   const at::Tensor& mask = entry.tensor;
   if (value.tensor == nullptr || value.tensor->dim() == 0) {
     // Over the dims that it is for, and all of those that follow.
@@ -580,8 +581,9 @@ std::optional<Outcome> put_mask(const at::Tensor& x, DType dtype, const View::En
   }
   // The first dims are for the mask, and for each of its elements there is a row of the source.
   const int64_t item = item_size(dtype), rest = x.dim() - mask.dim();
-  if (entry.dim != 0 || value.tensor->scalar_type() != x.scalar_type()) return Outcome::delegate;
-  const at::Tensor source = without_leading(*value.tensor, rest + 1);
+  if (value.tensor->scalar_type() != x.scalar_type()) return Outcome::delegate;
+  if (entry.dim != 0) return std::nullopt;
+  const at::Tensor source = strips ? without_leading(*value.tensor, rest + 1) : *value.tensor;
   const int64_t own = source.dim();
   if (own > rest + 1) return Outcome::delegate;
   Masked call{};
@@ -620,7 +622,8 @@ std::optional<Outcome> put_mask(const at::Tensor& x, DType dtype, const View::En
   return Outcome::done;
 }
 
-// view[indices] = value, or += with `accumulate`. Masks count as the indices of their true elements.
+// x[indices] = value, or += with `accumulate`; masks count as the indices of their true elements. `strips` as
+// an assignment does, which takes a value with more dims of one element in front.
 Outcome put_entries(const Rule& rule, const at::Tensor& x, DType dtype, const View& view, const Value& value,
                     bool accumulate, bool strips) {
   if (x.numel() == 0) return Outcome::delegate;
@@ -634,7 +637,7 @@ Outcome put_entries(const Rule& rule, const at::Tensor& x, DType dtype, const Vi
     }
   }
   if (view.entries.size() == 1 && view.entries[0].tensor.scalar_type() == at::kBool && !accumulate) {
-    if (const auto done = put_mask(x, dtype, view.entries[0], value)) return *done;
+    if (const auto done = put_mask(x, dtype, view.entries[0], value, strips)) return *done;
   }
   if (value.tensor != nullptr && value.tensor->scalar_type() != x.scalar_type()) return Outcome::delegate;
   Indexed call = begin_call(accumulate                ? Put::add
