@@ -160,12 +160,12 @@ def _check_places(name: str, input: torch.Tensor, given: dict[str, Any]) -> None
         elif name in _RANGES:
             _check_range(name, input, given["index"], 0 if name == "put_" else given["dim"])
         elif name == "setitem_" or isinstance(written, torch.Tensor):
-            index = given.get("index", given.get("indices"))
+            index = given["index"] if name == "setitem_" else tuple(given["indices"])
             items = index if isinstance(index, tuple) else (index,)
             if any(isinstance(item, (torch.Tensor, list)) for item in items):
                 # One element in the place of all: to read it where it would be written raises the same.
                 place = torch.empty((), dtype=torch.bool).expand(input.shape)
-                place[tuple(index) if name == "index_put_" else index]
+                place[index]
     except (KeyError, TypeError, AttributeError, NotImplementedError):  # torch will say it
         return
     except RuntimeError as error:

@@ -571,13 +571,13 @@ INDEXED = _resolve([
                NOT_LONG.format("``source``"), SHARED_INDEX)),
     Op("setitem_", ("index: Index, value: Tensor | Number",), "Assigns to what the index selects",
        "x[index] = value", ALL, "[1.0, 2.0, 3.0], slice(1, None), 0", "[1., 0., 0.]", ulp=EXACT,
-       notes=("``index`` is whatever may stand in the brackets: ints, slices, None, an ellipsis, int64, int32",
+       notes=("``index`` is what may stand in the brackets: ints, slices, None, an ellipsis, int64, int32",
               "and bool tensors, lists of ints or bools, and tuples of these.", TWICE,
               "A bool tensor and a number: blocks of 64 elements that are all false are passed over."),
        errors=(OUT_OF_RANGE, NO_INDEX,
                "ValueError: the step of a slice is less than 1.",
-               "RuntimeError: ``value`` does not broadcast to what is selected, or is of another dtype beside",
-               "    tensors in the index.", SHARED_INDEX),
+               "RuntimeError: ``value`` does not broadcast to what is selected, or is of another dtype",
+               "    beside tensors in the index.", SHARED_INDEX),
        like="torch.Tensor.__setitem__"),
 ])  # fmt: skip
 

@@ -136,34 +136,50 @@ int64_t choose(const Indexed& call, const Line& line, int d, int64_t first, int6
   return count;
 }
 
+bool shares_places(const Indexed& call, int64_t begin, int64_t end) {
+  return call.shared == kByDestination && !(begin == 0 && end == call.index[0].length);
+}
+
 // Calls f(destination, source) for the points of dim d of a line that are this thread's.
 template <class F>
 IE_INLINE void for_points(const Indexed& call, const Line& line, int d, int64_t begin, int64_t end, F f) {
+  const bool some = shares_places(call, begin, end);
   int64_t offset[kPoints];
   int32_t chosen[kPoints];
   for (int64_t first = 0; first < call.size[d]; first += kPoints) {
     const int64_t n = std::min<int64_t>(kPoints, call.size[d] - first);
     const char* const source = line.source + first * call.source_step[d];
     compute_offsets(call, line, d, first, n, offset);
-    if (call.shared != kByDestination) {
-      for (int64_t i = 0; i < n; ++i) {
-        if (i + kAhead < n) __builtin_prefetch(line.data + offset[i + kAhead], 1);
-        f(line.data + offset[i], source + i * call.source_step[d]);
-      }
-      continue;
-    }
-    const int64_t count = choose(call, line, d, first, n, begin, end, chosen);
+    const int64_t count = some ? choose(call, line, d, first, n, begin, end, chosen) : n;
     for (int64_t j = 0; j < count; ++j) {
-      const int32_t i = chosen[j];
-      if (j + kAhead < count) __builtin_prefetch(line.data + offset[chosen[j + kAhead]], 1);
+      const int64_t i = some ? chosen[j] : j;
+      if (j + kAhead < count) {
+        const int64_t next = some ? chosen[j + kAhead] : j + kAhead;
+        __builtin_prefetch(line.data + offset[next], 1);
+      }
       f(line.data + offset[i], source + i * call.source_step[d]);
     }
+  }
+}
+// The same for elements with one index, all of them this thread's: what comes between two stores counts.
+template <class I, class F>
+IE_INLINE void for_elements(const Indexed& call, const Line& line, F f) {
+  const Index& index = call.index[0];
+  const int64_t n = call.size[0], step = call.step[0], source_step = call.source_step[0];
+  const int64_t index_step = index.step[0], length = index.length, stride = index.stride;
+  char* x = line.data;
+  const char *source = line.source, *p = line.index[0];
+  for (int64_t i = 0; i < n; ++i, x += step, source += source_step, p += index_step) {
+    const int64_t at = read<I>(p);
+    f(x + (at + (at < 0 ? length : 0)) * stride, source);
   }
 }
 
 // Calls f(line) for each index of the dims from `from` on.
 template <class F>
 void for_lines(const Indexed& call, int from, F f) {
+  const int dims = call.dims - from;
+  if (dims < 0 || dims > kMaxDims) __builtin_unreachable(); // GCC 12 warns of an overflow otherwise
   Line line{call.data, call.source, {}};
   for (int k = 0; k < call.indices; ++k) line.index[k] = call.index[k].data;
   int64_t lines = 1;
@@ -173,7 +189,7 @@ void for_lines(const Indexed& call, int from, F f) {
     line.source += n * call.source_step[from + d];
     for (int k = 0; k < call.indices; ++k) line.index[k] += n * call.index[k].step[from + d];
   };
-  Cursor cursor(call.size + from, call.dims - from, 0, move);
+  Cursor cursor(call.size + from, dims, 0, move);
   for (int64_t i = 0; i < lines; ++i) {
     f(line);
     if (i + 1 < lines) cursor.advance(1, move);
@@ -183,8 +199,17 @@ void for_lines(const Indexed& call, int from, F f) {
 // ---- elements ---------------------------------------------------------------------------------------------
 
 void put_elements(const Indexed& call, int64_t begin, int64_t end) {
+  const bool simple = call.indices == 1 && !shares_places(call, begin, end);
   const auto run = [&](auto put) {
-    for_lines(call, 1, [&](const Line& line) { for_points(call, line, 0, begin, end, put); });
+    for_lines(call, 1, [&](const Line& line) {
+      if (!simple) {
+        for_points(call, line, 0, begin, end, put);
+      } else if (call.index[0].wide) {
+        for_elements<int64_t>(call, line, put);
+      } else {
+        for_elements<int32_t>(call, line, put);
+      }
+    });
   };
   if (call.put == Put::add) {
     with_storage(call.dtype, [&](auto s) { run(Adder<decltype(s)>(call)); });
