@@ -521,9 +521,9 @@ L = torch.tensor
 MASK = L([True, False, True, False, True])
 INDICES: list[Any] = [
     0, -1, 4, 5, -6, slice(None), slice(1, 3), slice(None, None, 2), slice(-2, None), slice(3, 1),
-    slice(0, 99), slice(None, None, -1), slice(None, None, 0), ..., None, True, False, (), [], [0, 2], MASK.tolist(),
-    [0, 7], [0.5], ["a"], [0, True], (0, 1), (0, 9), (0, 1, 2), (0, ...), (..., 0), (..., 1, 0), (None, 0),
-    (0, None, ...), (..., None), (slice(1, 3), 1), (slice(1, 3), slice(None, None, 3)), (..., ...), (0, True),
+    slice(0, 99), slice(None, None, -1), slice(None, None, 0), ..., None, True, False, (), [], [0, 2],
+    MASK.tolist(), [0, 7], [0.5], ["a"], [0, True], (0, 1), (0, 9), (0, 1, 2), (0, ...), (..., 0), (..., 1, 0),
+    (None, 0), (0, None, ...), (..., None), (slice(1, 3), 1), (slice(1, 3), slice(None, None, 3)), (..., ...), (0, True),
     (False, 0), L(1), L(-1), L(9), L([0, 2]), L([0, -5]), L([5]), L([-6]), L([0, 2], dtype=torch.int32),
     L([0], dtype=torch.int16), L([0.0]), L([1, 0, 1, 0, 1], dtype=torch.uint8), MASK, L([True, False]),
     L(True), L([[0, 1], [2, 3]]), L([], dtype=torch.int64), (L([0, 2]), 1), (L([0, 2]), L([1, 3])),
