@@ -1308,6 +1308,7 @@ extern "C" __attribute__((visibility("default"))) const inplace_ext::CpuKernels*
   static const CpuKernels kernels = {kAbiVersion,  kVectorBytes, kCapability,  kernel_tables().loop,
                                      run,          fill,         convert,      contains_zero,
                                      softmax,      dropout,      norm_part,    turn,
-                                     square_units, swap_square,  find_leaders, move_cycles};
+                                     square_units, swap_square,  find_leaders, move_cycles,
+                                     in_range,     put_indexed,  count_mask,   put_masked};
   return &kernels;
 }
