@@ -139,7 +139,7 @@ IE_DEVICE void place_of_row(const Softmax& call, int64_t r, int from, int64_t& x
   x = mask = 0;
   for (int d = from; d < call.dims; ++d) {
     const bool last = d == call.dims - 1;
-    const int64_t next = last ? 0 : r / call.size[d], i = r - next * call.size[d];
+    const int64_t next = last ? 0 : divide(r, call.size[d]), i = r - next * call.size[d];
     x += i * call.step[d];
     if (call.mask != nullptr) mask += i * call.mask_step[d];
     r = next;
@@ -463,7 +463,7 @@ IE_UNROLL(32)
 // The columns that the block works on; false beyond the last.
 template <class S>
 IE_DEVICE Column<S> column_of(const Softmax& call, int64_t piece, int64_t pieces_of_line) {
-  const int64_t line = piece / pieces_of_line;
+  const int64_t line = divide(piece, pieces_of_line);
   const int64_t first = (piece - line * pieces_of_line) * blockDim.x + threadIdx.x;
   const bool inside = first < call.size[0];
   int64_t at, mask_at;
@@ -655,21 +655,6 @@ cudaError_t run(const Softmax& call, const Device& device, cudaStream_t stream) 
 }
 
 } // namespace rowwise
-
-// f(a value of the storage type) for a floating dtype.
-template <class F>
-auto with_floating(DType dtype, const F& f) {
-  switch (dtype) {
-    case DType::f64:
-      return f(double{});
-    case DType::f16:
-      return f(half_t{});
-    case DType::bf16:
-      return f(bfloat16_t{});
-    default:
-      return f(float{});
-  }
-}
 
 inline Path softmax_path(const Softmax& call) {
   return with_floating(call.dtype, [&](auto s) { return rowwise::path_of<decltype(s)>(call); });
