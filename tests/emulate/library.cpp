@@ -19,7 +19,8 @@ namespace {
 Device device{2, 99 << 10, 1024};
 
 // Lets the kernels touch the elements of a view, and nothing else.
-void allow_view(const char* p, const int64_t* size, const int64_t* stride, int dims, int item, bool writable) {
+void allow_view(const char* p, const int64_t* size, const int64_t* stride, int dims, int item,
+                bool writable) {
   if (dims == 0) return emulate::allow(p, item, item, writable);
   const int d = dims - 1; // outermost first, so that runs are contiguous
   if (dims == 1 && stride[0] == item) {
@@ -75,7 +76,8 @@ Path run_dropout(const Dropout& call, int64_t begin, int64_t end) {
   if (call.shift != 0) allow_view(call.data + call.shift, call.size, call.step, call.dims, item, true);
   cuda::DropoutSeed seed{call.seed, call.offset};
   // The second counts numbers, of which a block has four; what is left of the offset goes by value.
-  const int64_t in_memory[2] = {static_cast<int64_t>(call.seed), 4 * static_cast<int64_t>(call.offset % 1000)};
+  const int64_t in_memory[2] = {static_cast<int64_t>(call.seed),
+                                4 * static_cast<int64_t>(call.offset % 1000)};
   if (seed_in_memory) {
     emulate::allow(in_memory, sizeof(in_memory), sizeof(int64_t), false);
     seed = {0, call.offset - call.offset % 1000, &in_memory[0], &in_memory[1]};
@@ -133,7 +135,7 @@ extern "C" {
 
 __attribute__((visibility("default"))) const inplace_ext::CpuKernels* inplace_ext_cpu_kernels() {
   using namespace inplace_ext;
-  static const CpuKernels kernels = {kAbiVersion, 16,      "emulated",  no_loops, nullptr, nullptr,
+  static const CpuKernels kernels = {kAbiVersion, 16,      "emulated",  no_loops,    nullptr,  nullptr,
                                      nullptr,     nullptr, run_softmax, run_dropout, norm_part};
   return &kernels;
 }
@@ -154,8 +156,8 @@ __attribute__((visibility("default"))) void inplace_ext_emulate_seed_in_memory(i
 // Clips tensors of one dtype as a whole; 0, or 1 with what went wrong in `message`.
 __attribute__((visibility("default"))) int inplace_ext_emulate_clip(char** data, const int64_t* count,
                                                                     int tensors, int dtype, int norm,
-                                                                    double most, void* total,
-                                                                    void* factor, char* message, int size) {
+                                                                    double most, void* total, void* factor,
+                                                                    char* message, int size) {
   using namespace inplace_ext;
   const auto type = static_cast<DType>(dtype);
   const auto kind = static_cast<Norm>(norm);
@@ -184,8 +186,8 @@ __attribute__((visibility("default"))) const char* inplace_ext_emulate_launches(
   for (const emulate::Launch& l : emulate::take_launches()) {
     out << l.kernel << '\t' << static_cast<uint64_t>(l.grid.x) * l.grid.y * l.grid.z << '\t'
         << l.block.x * l.block.y * l.block.z << '\t' << l.bytes_read << '\t' << l.bytes_written << '\t'
-        << l.sectors_read << '\t' << l.sectors_written << '\t' << l.instructions << '\t' << l.widest_read << '\t'
-        << l.widest_write << '\n';
+        << l.sectors_read << '\t' << l.sectors_written << '\t' << l.instructions << '\t' << l.widest_read
+        << '\t' << l.widest_write << '\n';
   }
   text = out.str();
   return text.c_str();
