@@ -8,11 +8,13 @@
 #pragma once
 #include <cstdint>
 
+#include "inplace_ext/target.h"
+
 namespace inplace_ext {
 namespace philox {
 
-constexpr uint32_t kMultiplier[2] = {0xd2511f53, 0xcd9e8d57};
-constexpr uint32_t kStep[2] = {0x9e3779b9, 0xbb67ae85};
+IE_TABLE uint32_t kMultiplier[2] = {0xd2511f53, 0xcd9e8d57};
+IE_TABLE uint32_t kStep[2] = {0x9e3779b9, 0xbb67ae85};
 constexpr int kRounds = 10;
 
 constexpr uint64_t low_product(uint64_t a, uint64_t m) {
