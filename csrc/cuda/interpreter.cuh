@@ -246,9 +246,9 @@ struct RandomBlock {
     IE_NO_UNROLL
     for (int r = 0; r < philox::kRounds; ++r) {
       const uint64_t wide[2] = {key[0], key[1]};
-      block = philox::mix<uint64_t>(block, wide, philox::kMultiplier[0], philox::kMultiplier[1]);
+      block = philox::mix<uint64_t>(block, wide, philox::multiplier(0), philox::multiplier(1));
       for (uint64_t& w : block.word) w &= 0xffffffff;
-      for (int i = 0; i < 2; ++i) key[i] += philox::kStep[i];
+      for (int i = 0; i < 2; ++i) key[i] += philox::step(i);
     }
     for (int i = 0; i < philox::kWords; ++i) word[i] = static_cast<uint32_t>(block.word[i]);
   }
