@@ -48,7 +48,8 @@ std::string path_name() {
   static const char* const names[] = {"loop",    "staged",       "blocked",       "program",
                                       "move",    "streaming",    "rows",          "long_rows",
                                       "columns", "long_columns", "gathered_rows", "long_gathered_rows",
-                                      "draws",   "tiled_draws",  "gathered_draws"};
+                                      "draws",   "tiled_draws",  "gathered_draws", "flat",
+                                      "strided", "across",       "wide",          "listed"};
   switch (last_path.taken) {
     case Taken::none:
       return "";

@@ -11,9 +11,9 @@ namespace inplace_ext::cuda {
 constexpr int kBlock = 256; // threads of a block
 
 // Operations that are in the interpreter of cheap ones. The others need twice its registers, and so halve the
-// threads of a processor.
-constexpr bool is_cheap(int cost) {
-  return cost <= 3;
+// threads of a processor; they are bound by arithmetic.
+constexpr bool is_cheap(Form form, int cost) {
+  return cost <= 3 && form != Form::kDrawn;
 }
 
 // What an instruction does once its operand b is there: an operation of the table, or a stage beside them.
@@ -55,7 +55,9 @@ struct Divisor<uint32_t> {
 enum Mode : uint8_t {
   kLinear = 1, // one after the other, or all at one place
   kVector = 2, // any E of them from a multiple of E on are neighbours in memory, and aligned
+  kDrawn = 4,  // no memory but random numbers; addresses are places in their mask
 };
+constexpr int kDrawBits = 4; // from here on the index of the draws
 
 template <class Index>
 struct View {
@@ -71,6 +73,7 @@ struct SpaceArguments {
   bool across; // a thread's elements are kBlock apart, not neighbours
   DType dtype[kMaxTensors];
   uint8_t mode[kMaxTensors];
+  Draws draws[kMaxDraws];
   Divisor<Index> size[kMaxDims];
   View<Index> view[kMaxTensors];
 };

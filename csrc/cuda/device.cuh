@@ -18,6 +18,8 @@
 #include <cstring>
 #include <type_traits>
 
+#include "inplace_ext/cuda.h"
+
 #if defined(INPLACE_EXT_EMULATE)
 #include "emulate.h"
 #else
@@ -116,13 +118,6 @@ cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_by
 #endif
 
 namespace inplace_ext {
-
-// What the choice of grids needs to know of a device.
-struct Device {
-  int processors;   // streaming multiprocessors
-  int shared_bytes; // of a block, at most, where it asks for more than 48 KiB (sharedMemPerBlockOptin)
-  int threads_per_processor;
-};
 
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffff;

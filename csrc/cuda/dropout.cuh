@@ -12,14 +12,6 @@
 
 namespace inplace_ext::cuda {
 
-// Where the seed and the offset of a call come from. While a CUDA graph is captured they are known to the
-// device alone: `seed_at` is not null then, and the blocks begin `offset` after what `offset_at` holds, which
-// counts numbers and is a multiple of 4, as in torch's generator.
-struct DropoutSeed {
-  uint64_t seed, offset;
-  const int64_t *seed_at = nullptr, *offset_at = nullptr;
-};
-
 namespace draws {
 
 constexpr int kThreads = 256;

@@ -7,6 +7,7 @@
 #pragma once
 #include "arguments.h"
 #include "inplace_ext/functors.h"
+#include "inplace_ext/philox.h"
 #include "pack.cuh"
 // math.h finds the functions of scalar.cuh by argument-dependent look-up.
 #include "inplace_ext/math.h"
@@ -82,7 +83,7 @@ IE_INLINE void interpret(const Code& code, const Memory& memory, const Temporari
     switch (step.code) {
 #define INPLACE_EXT_CASE(NAME, FUNCTOR, FORM, TYPES, COST)                       \
   case static_cast<int>(Op::NAME):                                               \
-    if constexpr (has_form(Types::TYPES, kCompute) && (All || is_cheap(COST))) { \
+    if constexpr (has_form(Types::TYPES, kCompute) && (All || is_cheap(Form::FORM, COST))) { \
       Pack<C, E> c{};                                                            \
       C d(0);                                                                    \
       if constexpr (operands_of(Form::FORM) == 2) {                              \
@@ -184,6 +185,9 @@ struct SpaceLayout {
   IE_INLINE Index stride(int t) const {
     return arguments.view[t].stride[0];
   }
+  IE_INLINE const Draws* draws(int t) const {
+    return arguments.mode[t] & kDrawn ? &arguments.draws[arguments.mode[t] >> kDrawBits] : nullptr;
+  }
   // The element at index i, and how many follow in the same row, itself included.
   IE_INLINE char* find(int t, Index i, Index& row) const {
     const View<Index>& view = arguments.view[t];
@@ -224,14 +228,38 @@ struct ListLayout {
   IE_INLINE Index stride(int t) const {
     return static_cast<Index>(item_size(dtype(t)));
   }
+  IE_INLINE const Draws* draws(int) const {
+    return nullptr;
+  }
   IE_INLINE char* find(int t, Index i, Index& row) const {
     row = ~Index(0);
     return reinterpret_cast<char*>(words[t]) + static_cast<uint64_t>(i) * stride(t);
   }
 };
 
+// A block of philox.h, a round at a time: the keys of all of them would take the registers of a thread.
+struct RandomBlock {
+  uint32_t word[philox::kWords];
+  IE_INLINE RandomBlock(const Draws& draws, uint64_t index) {
+    philox::Block<uint64_t> block = philox::counter(draws.offset + index);
+    uint32_t key[2] = {static_cast<uint32_t>(draws.seed), static_cast<uint32_t>(draws.seed >> 32)};
+    IE_NO_UNROLL
+    for (int r = 0; r < philox::kRounds; ++r) {
+      const uint64_t wide[2] = {key[0], key[1]};
+      block = philox::mix<uint64_t>(block, wide, philox::multiplier(0), philox::multiplier(1));
+      for (uint64_t& w : block.word) w &= 0xffffffff;
+      for (int i = 0; i < 2; ++i) key[i] += philox::step(i);
+    }
+    for (int i = 0; i < philox::kWords; ++i) word[i] = static_cast<uint32_t>(block.word[i]);
+  }
+  IE_INLINE uint32_t number(unsigned i) const {
+    const uint32_t low = i & 1 ? word[1] : word[0], high = i & 1 ? word[3] : word[2];
+    return (i & 2 ? high : low) & philox::kMaxDraw;
+  }
+};
+
 // The E elements of a thread: neighbours from `first` on, or kBlock apart.
-template <class C, int E, class Layout>
+template <class C, int E, bool All, class Layout>
 struct Elements {
   using Index = typename Layout::Index;
   const Layout& layout;
@@ -264,6 +292,9 @@ struct Elements {
   }
 
   IE_INLINE void load(int t, Pack<C, E>& value) const {
+    if constexpr (All && std::is_floating_point_v<C>) {
+      if (const Draws* draws = layout.draws(t); draws != nullptr) return draw(t, *draws, value);
+    }
     Index row = 0;
     const DType dtype = layout.dtype(t);
     char* const p = layout.find(t, first, row);
@@ -273,6 +304,33 @@ struct Elements {
     }
     for_each(
         t, p, row, [&](const char* at) { value.push(read_element<C>(dtype, at)); },
+        [&] { value.push(C(0)); });
+  }
+  // The address of an element is its place in the mask.
+  static IE_INLINE Index place(const char* p) {
+    return static_cast<Index>(reinterpret_cast<uintptr_t>(p));
+  }
+  IE_INLINE void draw(int t, const Draws& draws, Pack<C, E>& value) const {
+    constexpr unsigned kTogether = E < philox::kWords ? E : philox::kWords;
+    Index row = 0;
+    char* const p = layout.find(t, first, row);
+    if (whole() && row >= E && layout.stride(t) == 1 && place(p) % kTogether == 0) {
+      IE_NO_UNROLL
+      for (unsigned k = 0; k < E; k += kTogether) {
+        const RandomBlock block(draws, (place(p) + k) / philox::kWords);
+        IE_UNROLL(4)
+        for (unsigned i = 0; i < kTogether; ++i)
+          value.push(static_cast<C>(block.number((place(p) + i) % philox::kWords)));
+      }
+      return;
+    }
+    // A block for each, since there are no registers to keep one in.
+    for_each(
+        t, p, row,
+        [&](const char* at) {
+          const RandomBlock block(draws, place(at) / philox::kWords);
+          value.push(static_cast<C>(block.number(place(at) % philox::kWords)));
+        },
         [&] { value.push(C(0)); });
   }
   IE_INLINE void store(int t, Pack<C, E> value) const {
@@ -310,7 +368,7 @@ IE_GLOBAL void IE_LAUNCH_BOUNDS(kBlock, (kBlocks<C, E, All, Index>))
   constexpr Index kTile = kBlock * E;
   for (Index begin = blockIdx.x * kTile; begin < arguments.n; begin += gridDim.x * kTile) {
     const Index first = begin + threadIdx.x * (arguments.across ? 1 : E);
-    interpret<C, E, All>(arguments.code, Elements<C, E, SpaceLayout<Index>>{layout, first}, temporaries);
+    interpret<C, E, All>(arguments.code, Elements<C, E, All, SpaceLayout<Index>>{layout, first}, temporaries);
   }
 }
 
@@ -330,7 +388,7 @@ IE_GLOBAL void IE_LAUNCH_BOUNDS(kBlock, (kBlocks<C, E, All, uint32_t>)) run_list
   const uint32_t stop = layout.n() - begin < kTilesPerBlock * kTile ? layout.n() : begin + kTilesPerBlock * kTile;
   for (uint32_t at = begin; at < stop; at += kTile) {
     const uint32_t first = at + threadIdx.x * (layout.across() ? 1 : E);
-    interpret<C, E, All>(arguments.code, Elements<C, E, ListLayout>{layout, first}, temporaries);
+    interpret<C, E, All>(arguments.code, Elements<C, E, All, ListLayout>{layout, first}, temporaries);
   }
 }
 

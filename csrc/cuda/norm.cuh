@@ -10,15 +10,6 @@
 
 namespace inplace_ext::cuda {
 
-// Dense tensors of one dtype, none of them empty, that a launch works on: a kernel's parameter.
-constexpr int kListed = 128;
-struct TensorList {
-  int tensors;
-  char* data[kListed];
-  int64_t count[kListed];
-  int64_t first[kListed + 1]; // the number of the first part of each, and of all parts
-};
-
 namespace norms {
 
 constexpr int kThreads = 512, kWarps = kThreads / kWarp;

@@ -357,7 +357,7 @@ struct Where {
 // Dropout: what is dropped is multiplied by 0, so that NaN and inf leave a NaN, as in torch.
 struct Drop {
   template <class V>
-  static V apply(V a, V draw, V threshold, V scale) {
+  static IE_BOTH V apply(V a, V draw, V threshold, V scale) {
     return a * select(draw >= threshold, scale, V(0));
   }
 };
