@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
+import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import emulated
 import mpmath
 import numpy as np
 import pytest
@@ -35,7 +37,9 @@ OPS = [*BINARY, "clamp_", *UNARY, *MOVES]
 NATIVE = [name for name, op in TABLE.items() if op.native and not op.alias_of]
 COMPARISONS = ["eq_", "ne_", "lt_", "le_", "gt_", "ge_"]
 
-CAPABILITIES = testing.available_capabilities()
+#: INPLACE_EXT_EMULATED=1 runs the suite on the emulated device (emulated.py) instead of the CPU's kernels.
+EMULATED = os.environ.get("INPLACE_EXT_EMULATED", "0") not in ("", "0")
+CAPABILITIES = ["emulated"] if EMULATED else testing.available_capabilities()
 #: Everything that can carry out a call: each instruction set, and torch by delegation.
 BACKENDS = [*CAPABILITIES, "torch"]
 
@@ -45,9 +49,14 @@ MARGIN = 64
 
 _active = CAPABILITIES[0] if CAPABILITIES else "torch"
 
-for _name in CAPABILITIES:
-    with testing.use_capability(_name):  # loads it
-        pass
+if EMULATED:
+    emulated.library()
+    assert _native.module is not None
+    _native.module.use_capability("emulated")
+else:
+    for _name in CAPABILITIES:
+        with testing.use_capability(_name):  # loads it
+            pass
 
 
 @contextmanager
@@ -88,6 +97,10 @@ def threads(count: int) -> Iterator[None]:
 def expect_path(suffix: str, where: object = "") -> None:
     """The last call took this path of the active backend: "loop", "staged", ..., or "torch"."""
     wanted = "torch" if "torch" in (suffix, _active) else f"{_active}:{suffix}"
+    if wanted.startswith("emulated:"):
+        # The device's kernels go their own ways, which the tests of them look at.
+        assert testing.last_path().startswith("emulated:"), f"took {testing.last_path()} {where}"
+        return
     assert testing.last_path() == wanted, f"took {testing.last_path()}, expected {wanted} {where}"
 
 
