@@ -74,8 +74,8 @@ Path run_dropout(const Dropout& call, int64_t begin, int64_t end) {
   allow_view(call.data, call.size, call.step, call.dims, item, call.shift == 0);
   if (call.shift != 0) allow_view(call.data + call.shift, call.size, call.step, call.dims, item, true);
   cuda::DropoutSeed seed{call.seed, call.offset};
-  // The second counts numbers, of which a block has four; what is left of the offset goes by value.
-  const int64_t in_memory[2] = {static_cast<int64_t>(call.seed), 4 * static_cast<int64_t>(call.offset % 1000)};
+  // What is left of the offset goes by value.
+  const int64_t in_memory[2] = {static_cast<int64_t>(call.seed), static_cast<int64_t>(call.offset % 1000)};
   if (seed_in_memory) {
     emulate::allow(in_memory, sizeof(in_memory), sizeof(int64_t), false);
     seed = {0, call.offset - call.offset % 1000, &in_memory[0], &in_memory[1]};
