@@ -69,6 +69,11 @@ int cost_of(const Program& program) {
   return std::max(cost, 1);
 }
 
+// Whether there are plain loops beside programs: not on a device, nor where the tests emulate one.
+bool has_loops(const at::Tensor& x) {
+  return !on_device(x) && active_kernels->fill != nullptr;
+}
+
 // The same elements at the same places: any order of the dims will do.
 bool same_layout(const at::Tensor& a, const at::Tensor& b) {
   return a.sizes() == b.sizes() && a.strides() == b.strides();
@@ -292,7 +297,7 @@ Outcome execute(Op op, const at::Tensor& x, DType x_dtype, DType compute, Argume
   const int64_t n = x.numel();
   Argument* const arguments[2] = {&b, &c};
   // The plain case first: one loop over memory.
-  bool flat = compute_dtype(x_dtype) == compute && !on_device(x) &&
+  bool flat = compute_dtype(x_dtype) == compute && has_loops(x) &&
               x.unsafeGetTensorImpl()->is_non_overlapping_and_dense();
   int variant = 0;
   const void* pointer[2] = {};
@@ -365,7 +370,7 @@ Outcome execute_move(const at::Tensor& x, DType x_dtype, Argument source) {
   const CpuKernels& kernels = *active_kernels;
   const int64_t n = x.numel();
   const int item = item_size(x_dtype);
-  const bool dense = !on_device(x) && x.unsafeGetTensorImpl()->is_non_overlapping_and_dense();
+  const bool dense = has_loops(x) && x.unsafeGetTensorImpl()->is_non_overlapping_and_dense();
   const bool stream = n * item >= streaming_move_bytes;
   const LastPath moved = {Taken::native, stream ? Path::streaming : Path::move};
   if (source.kind == Operand::scalar) {

@@ -15,7 +15,7 @@ namespace inplace_ext::cuda {
 namespace draws {
 
 constexpr int kThreads = 256;
-constexpr int kWarpDraws = kWarp * philox::kWords;        // a warp's at a time
+constexpr int kWarpDraws = kWarp * philox::kWords;                // a warp's at a time
 constexpr int kTileLines = kWarp, kTileGroups = kThreads / kWarp; // of a block, where lines lie side by side
 
 struct Generator {
@@ -146,7 +146,8 @@ IE_GLOBAL void IE_LAUNCH_BOUNDS(kThreads, 4)
   const Dropper<S> drop(call);
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int64_t all = static_cast<int64_t>(gridDim.x) * (kThreads / kWarp);
-  for (int64_t c = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / kWarp; c < chunks; c += all) {
+  for (int64_t c = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / kWarp; c < chunks;
+       c += all) {
     const int64_t line = divide(c, chunks_of_line);
     int64_t at, place;
     place_of_line(call, line, 1, at, place);

@@ -100,8 +100,8 @@ IE_GLOBAL void IE_LAUNCH_BOUNDS(kThreads, 1)
 // `most`, as torch computes it: 1 / (norm + 1e-6) * most, each rounded to the dtype, and 1 at most.
 template <class S, class F>
 IE_GLOBAL void IE_LAUNCH_BOUNDS(kThreads, 1)
-    norm_final(const double* const sums, const int64_t parts, const bool root, const double most, char* const norm,
-               ComputeOf<S>* const factor) {
+    norm_final(const double* const sums, const int64_t parts, const bool root, const double most,
+               char* const norm, ComputeOf<S>* const factor) {
   using C = ComputeOf<S>;
   IE_SHARED(double, shared, kWarps);
   double sum = 0;
@@ -175,8 +175,8 @@ inline cudaError_t norm_parts(const TensorList& list, DType dtype, Norm norm, do
   return with_floating(dtype, [&](auto s) {
     return norms::with_norm(norm, [&](auto f) {
       return launch(norms::norm_parts<decltype(s), decltype(f)>,
-                    grid_for(list.first[list.tensors], device, norms::kThreads), dim3(norms::kThreads), 0, stream,
-                    list, sums);
+                    grid_for(list.first[list.tensors], device, norms::kThreads), dim3(norms::kThreads), 0,
+                    stream, list, sums);
     });
   });
 }
@@ -187,7 +187,8 @@ inline cudaError_t norm_final(const double* sums, int64_t parts, DType dtype, No
     using S = decltype(s);
     return norms::with_norm(norm, [&](auto f) {
       return launch(norms::norm_final<S, decltype(f)>, dim3(1), dim3(norms::kThreads), 0, stream, sums, parts,
-                    norm == Norm::squares, most, static_cast<char*>(total), static_cast<ComputeOf<S>*>(factor));
+                    norm == Norm::squares, most, static_cast<char*>(total),
+                    static_cast<ComputeOf<S>*>(factor));
     });
   });
 }

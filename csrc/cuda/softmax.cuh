@@ -17,10 +17,10 @@
 namespace inplace_ext::cuda {
 namespace rowwise {
 
-constexpr int kWarpsOfBlock = 4;                // where a row has a warp or a part of one
-constexpr int kRowThreads = 512;                // where it has a block
-constexpr int kRowWarps = kRowThreads / kWarp;  // and L / 32
-constexpr int kHeldBytes = 128;                 // of scores in the registers of a thread
+constexpr int kWarpsOfBlock = 4;               // where a row has a warp or a part of one
+constexpr int kRowThreads = 512;               // where it has a block
+constexpr int kRowWarps = kRowThreads / kWarp; // and L / 32
+constexpr int kHeldBytes = 128;                // of scores in the registers of a thread
 // Of a block at most: rows side by side, of which fewer leave more registers, and steps along them.
 constexpr int kMaxColumns = 32, kColumnSteps = 32;
 template <class S, int Groups>
@@ -87,7 +87,7 @@ IE_DEVICE C take_terms(C* score, const SoftmaxBase<C>& base, bool logarithm) {
 }
 template <int N, class C>
 IE_DEVICE C largest_of(const C* score, C top) {
-IE_UNROLL(32)
+  IE_UNROLL(32)
   for (int i = 0; i < N; ++i) top = larger(score[i], top);
   return top;
 }
@@ -180,47 +180,47 @@ struct Share {
       if (i + kGroup <= length) {
         fetch_pack(i, score);
       } else {
-IE_UNROLL(32)
+        IE_UNROLL(32)
         for (int j = 0; j < kGroup; ++j) score[j] = one(i + j, length);
       }
     } else {
-IE_UNROLL(32)
+      IE_UNROLL(32)
       for (int j = 0; j < kGroup; ++j) tile[in_tile(j)] = one(at + in_row(k, j), length);
       __syncwarp();
-IE_UNROLL(32)
+      IE_UNROLL(32)
       for (int j = 0; j < kGroup; ++j) score[j] = tile[t % across * kGroup + j];
       __syncwarp();
     }
   }
   template <int Groups>
   IE_DEVICE void fetch(int64_t at, int64_t length, C* score) const {
-IE_UNROLL(32)
+    IE_UNROLL(32)
     for (int k = 0; k < Groups; ++k) fetch_group(at, length, k, score + k * kGroup);
   }
   template <int Groups, class F>
   IE_DEVICE void store(int64_t at, int64_t length, const C* score, const F& result) const {
     char* const to = const_cast<char*>(x) + call.shift;
-IE_UNROLL(32)
+    IE_UNROLL(32)
     for (int k = 0; k < Groups; ++k) {
       const C* const own = score + k * kGroup;
       if constexpr (Aligned) {
         const int64_t i = at + first(k);
         if (i + kGroup <= length) {
           Pack<S, kGroup> out{};
-IE_UNROLL(32)
+          IE_UNROLL(32)
           for (int j = 0; j < kGroup; ++j) out.set(j, cast<S>(result(own[j])));
           write_pack<S, kGroup>(to + i * sizeof(S), out);
         } else {
-IE_UNROLL(32)
+          IE_UNROLL(32)
           for (int j = 0; j < kGroup; ++j) {
             if (i + j < length) store_element<S>(to + (i + j) * sizeof(S), result(own[j]));
           }
         }
       } else {
-IE_UNROLL(32)
+        IE_UNROLL(32)
         for (int j = 0; j < kGroup; ++j) tile[t % across * kGroup + j] = result(own[j]);
         __syncwarp();
-IE_UNROLL(32)
+        IE_UNROLL(32)
         for (int j = 0; j < kGroup; ++j) {
           const int64_t i = at + in_row(k, j);
           if (i < length) store_element<S>(to + i * call.stride, tile[in_tile(j)]);
@@ -237,17 +237,17 @@ IE_UNROLL(32)
   IE_DEVICE void fetch_pack(int64_t i, C* score) const {
     const Pack<S, kGroup> in = read_pack<S, kGroup>(x + i * sizeof(S));
     const C scale = static_cast<C>(call.scale);
-IE_UNROLL(32)
+    IE_UNROLL(32)
     for (int j = 0; j < kGroup; ++j) score[j] = cast<C>(in.get(j)) * scale;
     if (call.mask == nullptr) return;
     const char* const m = mask + i * call.mask_stride;
     if (call.mask_dtype == DType::b8) {
       const Pack<uint8_t, kGroup> keep = mask_pack<uint8_t>(m);
-IE_UNROLL(32)
+      IE_UNROLL(32)
       for (int j = 0; j < kGroup; ++j) score[j] = kept(score[j], keep.get(j) != 0);
     } else {
       const Pack<S, kGroup> add = mask_pack<S>(m);
-IE_UNROLL(32)
+      IE_UNROLL(32)
       for (int j = 0; j < kGroup; ++j) score[j] += cast<C>(add.get(j));
     }
   }
@@ -277,7 +277,8 @@ struct Largest {
 // Of `width` lanes, a power of two; all of them get it.
 template <class F, class C>
 IE_DEVICE C fold_lanes(C value, int width = kWarp) {
-  for (int half = width / 2; half > 0; half /= 2) value = F::of(value, __shfl_xor_sync(kAllLanes, value, half));
+  for (int half = width / 2; half > 0; half /= 2)
+    value = F::of(value, __shfl_xor_sync(kAllLanes, value, half));
   return value;
 }
 template <class F, int N, class C>
@@ -298,7 +299,7 @@ IE_DEVICE C fold_block(C value, Array part) {
   part[t] = value;
   __syncthreads();
   C of_warp[kRowWarps];
-IE_UNROLL(32)
+  IE_UNROLL(32)
   for (int w = 0; w < kRowWarps; ++w) of_warp[w] = part[w * kWarp + t % kWarp];
   return fold_lanes<F>(fold_array<F, kRowWarps>(of_warp));
 }
@@ -366,7 +367,8 @@ IE_DEVICE bool is_shifted(const SoftmaxBase<C>& base) {
 
 // Rows of any length: read once for their sum and once more for the results.
 template <class S, bool Aligned>
-IE_GLOBAL void IE_LAUNCH_BOUNDS(kRowThreads, 1) softmax_long(IE_GRID_CONSTANT const Softmax call, const int64_t rows) {
+IE_GLOBAL void IE_LAUNCH_BOUNDS(kRowThreads, 1)
+    softmax_long(IE_GRID_CONSTANT const Softmax call, const int64_t rows) {
   using C = ComputeOf<S>;
   constexpr int N = kHeld<C>, kGroups = kMaxGroups<S>;
   IE_SHARED(C, part, kRowThreads);
@@ -422,9 +424,9 @@ struct Column {
   // The scores of Groups groups of one of L partial sums.
   template <int Groups, int L>
   IE_DEVICE void fetch(int64_t at, int lane, C* score) const {
-IE_UNROLL(32)
+    IE_UNROLL(32)
     for (int k = 0; k < Groups; ++k) {
-IE_UNROLL(32)
+      IE_UNROLL(32)
       for (int j = 0; j < kGroup; ++j) {
         const int64_t i = at + (k * L + lane) * kGroup + j;
         score[k * kGroup + j] =
@@ -435,9 +437,9 @@ IE_UNROLL(32)
   template <int Groups, int L, class R>
   IE_DEVICE void store(int64_t at, int lane, const C* score, const R& result) const {
     char* const to = const_cast<char*>(x) + call.shift;
-IE_UNROLL(32)
+    IE_UNROLL(32)
     for (int k = 0; k < Groups; ++k) {
-IE_UNROLL(32)
+      IE_UNROLL(32)
       for (int j = 0; j < kGroup; ++j) {
         const int64_t i = at + (k * L + lane) * kGroup + j;
         if (i < length) store_element<S>(to + i * call.stride, result(score[k * kGroup + j]));
@@ -479,7 +481,7 @@ IE_GLOBAL void IE_LAUNCH_BOUNDS(kColumns<S, Groups>* kColumnSteps, 1)
   using C = ComputeOf<S>;
   constexpr int N = Groups * kPack<S>;
   constexpr int kWidth = kColumns<S, Groups>;
-  IE_SHARED(C, part, kColumnSteps*(kWidth + 1));
+  IE_SHARED(C, part, kColumnSteps * (kWidth + 1));
   IE_SHARED(C, whole, kWidth);
   const int lane = static_cast<int>(threadIdx.y);
   for (int64_t piece = blockIdx.x; piece < pieces; piece += gridDim.x) {
@@ -501,7 +503,7 @@ IE_GLOBAL void IE_LAUNCH_BOUNDS(kLongColumns<S>* kColumnSteps, 1)
                          const int64_t pieces_of_line) {
   using C = ComputeOf<S>;
   constexpr int N = kPack<S>;
-  IE_SHARED(C, part, kColumnSteps*(kLongColumns<S> + 1));
+  IE_SHARED(C, part, kColumnSteps * (kLongColumns<S> + 1));
   IE_SHARED(C, whole, kLongColumns<S>);
   const int lane = static_cast<int>(threadIdx.y);
   for (int64_t piece = blockIdx.x; piece < pieces; piece += gridDim.x) {

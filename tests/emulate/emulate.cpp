@@ -151,9 +151,14 @@ struct Block : Lock {
   uint32_t epoch = 0; // barriers passed
   const char* file = nullptr;
   int line = 0;
-  std::vector<char> storage; // shared memory, static after dynamic
-  std::vector<Cell> cells;   // of its bytes by fours
+  // Shared memory, static after dynamic, and the cells of its bytes by fours, for as much as is in use.
+  std::unique_ptr<char[]> storage{new char[kMaxShared + kMaxStaticShared + 16]};
+  std::vector<Cell> cells;
   size_t used = 0, dynamic = 0;
+  void use(size_t bytes) {
+    used = bytes;
+    if (cells.size() < used / 4 + 1) cells.resize(used / 4 + 1);
+  }
   std::map<const void*, Array> arrays;
 };
 
@@ -725,13 +730,13 @@ SharedArray static_shared_bytes(const void* site, const char* name, size_t bytes
     const size_t begin = (b.used + alignment - 1) / alignment * alignment;
     if (begin + bytes > kMaxStaticShared + b.dynamic)
       fail(std::string("shared array ") + name + ": more static shared memory than 48 KiB");
-    b.used = begin + bytes;
+    b.use(begin + bytes);
     found = b.arrays.emplace(site, Array{name, begin, bytes}).first;
   }
-  return {b.storage.data() + found->second.begin, bytes, name};
+  return {b.storage.get() + found->second.begin, bytes, name};
 }
 SharedArray dynamic_shared_bytes(const char* name) {
-  return {grid->block.storage.data(), grid->block.dynamic, name};
+  return {grid->block.storage.get(), grid->block.dynamic, name};
 }
 void shared_access(const SharedArray& array, int64_t offset, size_t bytes, Access access) {
   const auto what = [&] {
@@ -742,7 +747,7 @@ void shared_access(const SharedArray& array, int64_t offset, size_t bytes, Acces
   if (static_cast<size_t>(offset) % bytes != 0) fail(what() + ", misaligned");
 #if !defined(INPLACE_EXT_EMULATE_THREADS)
   Block& b = grid->block;
-  const size_t at = static_cast<size_t>(array.data - b.storage.data() + offset);
+  const size_t at = static_cast<size_t>(array.data - b.storage.get() + offset);
   const Stamp now = me().stamp(b.epoch);
   for (size_t c = at / 4; c <= (at + bytes - 1) / 4; ++c) {
     Cell& cell = b.cells[c];
@@ -784,9 +789,8 @@ void begin_block(Grid& g, const uint3& block, uint32_t index) {
   b.epoch = 0;
   b.arrays.clear();
   b.dynamic = g.dynamic;
-  b.used = (g.dynamic + 15) / 16 * 16;
-  b.storage.assign(b.used + kMaxStaticShared, 0);
-  b.cells.assign(b.storage.size() / 4 + 4, Cell{});
+  b.cells.clear();
+  b.use((g.dynamic + 15) / 16 * 16);
   g.running.store(static_cast<int>(g.size), std::memory_order_relaxed);
   for (Warp& w : g.warps) {
     w.waiting = w.left = 0;

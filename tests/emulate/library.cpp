@@ -10,41 +10,15 @@
 #include "control.h"
 #include "dropout.cuh"
 #include "norm.cuh"
+#include "programs.h"
 #include "softmax.cuh"
 
 namespace inplace_ext {
-namespace {
 
 // Small enough for the loops over the grid to be taken.
 Device device{2, 99 << 10, 1024};
 
-// Lets the kernels touch the elements of a view, and nothing else.
-void allow_view(const char* p, const int64_t* size, const int64_t* stride, int dims, int item, bool writable) {
-  if (dims == 0) return emulate::allow(p, item, item, writable);
-  const int d = dims - 1; // outermost first, so that runs are contiguous
-  if (dims == 1 && stride[0] == item) {
-    if (size[0] > 0) emulate::allow(p, size[0] * item, item, writable);
-    return;
-  }
-  for (int64_t i = 0; i < (stride[d] == 0 ? std::min<int64_t>(size[d], 1) : size[d]); ++i)
-    allow_view(p + i * stride[d], size, stride, d, item, writable);
-}
-
-class Memory {
- public:
-  Memory() = default;
-  ~Memory() {
-    emulate::clear_memory();
-  }
-  Memory(const Memory&) = delete;
-};
-
-void whole(int64_t begin, int64_t end, int64_t n) {
-  if (begin != 0 || end != n) throw std::runtime_error("emulated device: runs with one thread alone");
-}
-void check(cudaError_t error) {
-  if (error != cudaSuccess) throw std::runtime_error("emulated device: error " + std::to_string(error));
-}
+namespace {
 
 Path run_softmax(const Softmax& call, int64_t begin, int64_t end) {
   whole(begin, end, call.rows());
@@ -133,14 +107,19 @@ extern "C" {
 
 __attribute__((visibility("default"))) const inplace_ext::CpuKernels* inplace_ext_cpu_kernels() {
   using namespace inplace_ext;
-  static const CpuKernels kernels = {kAbiVersion, 16,      "emulated",  no_loops, nullptr, nullptr,
-                                     nullptr,     nullptr, run_softmax, run_dropout, norm_part};
+  // Without loops and fills: everything elementwise is a program.
+  static const CpuKernels kernels = {kAbiVersion,   16,          "emulated",  no_loops,
+                                     run_program,   nullptr,     convert_all, contains_zero,
+                                     run_softmax,   run_dropout, norm_part};
   return &kernels;
 }
 
 __attribute__((visibility("default"))) void inplace_ext_emulate_device(int processors, int threads) {
   inplace_ext::device.processors = processors;
   inplace_ext::device.threads_per_processor = threads;
+}
+__attribute__((visibility("default"))) void inplace_ext_emulate_programs(int as) {
+  inplace_ext::programs_as = static_cast<inplace_ext::ProgramsAs>(as);
 }
 __attribute__((visibility("default"))) void inplace_ext_emulate_order(int order) {
   emulate::set_order(static_cast<emulate::Order>(order));
