@@ -66,7 +66,7 @@ sanitize: build  ## run the tests with the C++ under AddressSanitizer and UBSan
 EMULATED_TESTS := tests/test_emulated.py tests/test_emulated_faults.py tests/test_emulated_programs.py
 
 emulate: build  ## run the tests of the kernels on the emulated CUDA device
-	INPLACE_EXT_EMULATED=1 $(BIN)/pytest -q -p no:cacheprovider tests/test_parity.py tests/test_layouts.py \
+	INPLACE_EXT_TEST_EMULATED=1 $(BIN)/pytest -q -p no:cacheprovider tests/test_parity.py tests/test_layouts.py \
 	tests/test_engine.py tests/test_operations.py tests/test_softmax.py tests/test_dropout.py tests/test_hypothesis.py
 
 emulate-asan: build  ## run the tests of the emulated device under AddressSanitizer and UBSan

@@ -23,7 +23,7 @@ struct Generator {
   IE_DEVICE explicit Generator(const DropoutSeed& s) : seed(s.seed), offset(s.offset) {
     if (s.seed_at == nullptr) return;
     seed = static_cast<uint64_t>(load_global(s.seed_at));
-    offset += static_cast<uint64_t>(load_global(s.offset_at)) / philox::kWords;
+    offset += static_cast<uint64_t>(load_global(s.offset_at));
   }
 
   // The numbers of block n.

@@ -326,14 +326,16 @@ inline dim3 blocks_for(int64_t tiles, const Device& device) {
   return dim3(static_cast<unsigned>(std::min(tiles, most)));
 }
 
-// Runs the program on the space, which has elements; `path` says how.
+// Runs the program on the space, which has elements; `path` says how. With `wide` indices have 64 bits though
+// 32 would do.
 inline cudaError_t run(const Program& program, const Space& space, const Device& device, cudaStream_t stream,
-                       Path& path) {
+                       Path& path, bool wide = false) {
   DType dtypes[kMaxTensors];
   for (int t = 0; t < space.tensors; ++t) dtypes[t] = space.tensor[t].dtype;
   Compiled compiled;
   const Compiler compiler(program, dtypes, space.tensors, compiled);
-  const Layout layout(program, space, compiled);
+  Layout layout(program, space, compiled);
+  layout.narrow &= !wide;
   path = !layout.narrow ? Path::wide : layout.across ? Path::across : layout.linear ? Path::flat : Path::strided;
   const int64_t tile = int64_t{kBlock} * compiled.elements;
   const dim3 grid = blocks_for((layout.n + tile - 1) / tile, device);

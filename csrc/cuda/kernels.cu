@@ -9,11 +9,29 @@ INPLACE_EXT_FLOATING_INTERPRETERS(INPLACE_EXT_ELSEWHERE)
 INPLACE_EXT_INTEGER_INTERPRETERS(INPLACE_EXT_ELSEWHERE)
 } // namespace inplace_ext::cuda
 
+#ifndef INPLACE_EXT_ARCHITECTURES
+#define INPLACE_EXT_ARCHITECTURES ""
+#endif
+
 namespace inplace_ext {
 namespace {
 
 cudaStream_t stream_of(void* stream) {
   return static_cast<cudaStream_t>(stream);
+}
+
+const char* message(int error) {
+  return cudaGetErrorString(static_cast<cudaError_t>(error));
+}
+int properties(int index, Device& device) {
+  const auto ask = [&](int& value, cudaDeviceAttr attribute) {
+    return cudaDeviceGetAttribute(&value, attribute, index);
+  };
+  cudaError_t error = ask(device.processors, cudaDevAttrMultiProcessorCount);
+  if (error == cudaSuccess) error = ask(device.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  if (error == cudaSuccess)
+    error = ask(device.threads_per_processor, cudaDevAttrMaxThreadsPerMultiProcessor);
+  return error;
 }
 
 int run(const Program& program, const Space& space, const Device& device, void* stream, Path& path) {
@@ -49,7 +67,12 @@ int scale_by(const cuda::TensorList& list, DType dtype, const void* factor, cons
 
 extern "C" __attribute__((visibility("default"))) const inplace_ext::CudaKernels* inplace_ext_cuda_kernels() {
   using namespace inplace_ext;
-  static const CudaKernels kernels = {kCudaAbiVersion, CUDART_VERSION,      run,        run_list,   softmax,
-                                      dropout,         cuda::norm_parts_of, norm_parts, norm_final, scale_by};
+  static const CudaKernels kernels = {
+      kCudaAbiVersion,     CUDART_VERSION, INPLACE_EXT_ARCHITECTURES,
+      message,             properties,     run,
+      run_list,            softmax,        dropout,
+      cuda::norm_parts_of, norm_parts,     norm_final,
+      scale_by,
+  };
   return &kernels;
 }

@@ -15,9 +15,9 @@ struct Device {
 
 namespace cuda {
 
-// Where the seed and the offset of dropout come from. While a CUDA graph is captured they are known to the
-// device alone: `seed_at` is not null then, and the blocks begin `offset` after what `offset_at` holds, which
-// counts numbers and is a multiple of 4, as in torch's generator.
+// Where the seed and the offset of dropout come from. Drawn by a generator of the device they are known to it
+// alone, also where a CUDA graph draws others at each replay: `seed_at` is not null then, and the blocks begin
+// `offset` after what is at `offset_at`.
 struct DropoutSeed {
   uint64_t seed, offset;
   const int64_t *seed_at = nullptr, *offset_at = nullptr;
@@ -55,6 +55,9 @@ constexpr uint32_t kCudaAbiVersion = 1;
 struct CudaKernels {
   uint32_t abi;
   int toolkit; // CUDART_VERSION
+  const char* architectures;
+  const char* (*message)(int error);
+  int (*device)(int index, Device&);
   // Not for spaces, rows or lists without elements.
   int (*run)(const Program&, const Space&, const Device&, void* stream, Path&);
   int (*run_list)(const cuda::List&, void* stream);
