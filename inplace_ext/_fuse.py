@@ -418,7 +418,9 @@ class _Tracer:
         self.calls.append(("create", value[1], _name(dtype), [self.value(t) for t in like]))
         meta = torch.empty(tuple(shape), dtype=dtype, device="meta")
         traced = self.stand_in(meta, value)
-        traced._device = torch.device("cpu")
+        # That of the first tensor which is no number on the CPU.
+        devices = [item._device if isinstance(item, _Traced) else item.device for item in like]
+        traced._device = next((device for device in devices if device.type != "cpu"), torch.device("cpu"))
         return traced
 
     def move(self, to: _Traced, source: Any) -> None:
@@ -551,10 +553,10 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _plain(tensor: torch.Tensor) -> bool:
-    """Whether the kernels may take the tensor: on the CPU, with nothing to record."""
+    """Whether the kernels may take the tensor: on a device of theirs, with nothing to record."""
     return (
         type(tensor) in (torch.Tensor, torch.nn.Parameter)
-        and tensor.device.type == "cpu"
+        and tensor.device.type in _native.devices
         and tensor.layout == torch.strided
         and tensor.dtype in _DTYPES
         and not (torch.is_grad_enabled() and tensor.requires_grad)

@@ -39,6 +39,7 @@ struct DropoutArguments {
   double p = 0.5;
   uint64_t seed = 0, offset = 0;
   bool feature = false, alpha = false, bias = true;
+  at::Tensor state{}; // seed and offset in device memory, instead of those above
 };
 bool takes_dropout(const at::Tensor& x, const DropoutArguments& arguments);
 bool run_dropout(const at::Tensor& x, const at::Tensor& out, const DropoutArguments& arguments);

@@ -58,7 +58,7 @@ std::optional<double> total_norm(const std::vector<at::Tensor>& tensors, double 
   for (size_t i = 0; i < tensors.size(); ++i) {
     const at::Tensor& t = tensors[i];
     DType own;
-    if (!to_dtype(t.scalar_type(), own) || (own != DType::f32 && own != DType::f64) ||
+    if (!t.is_cpu() || !to_dtype(t.scalar_type(), own) || (own != DType::f32 && own != DType::f64) ||
         (i > 0 && own != dtype) || !t.unsafeGetTensorImpl()->is_non_overlapping_and_dense()) {
       return std::nullopt;
     }

@@ -227,6 +227,13 @@ enum class Path : uint8_t {
   mask_blocks,
   mask_rows,
   mask_elements,
+  // Programs on the device: all tensors in packs of 16 bytes; so, but with rows apart or broadcast operands; an
+  // element at a time; with 64-bit indices; lists of tensors.
+  flat,
+  strided,
+  across,
+  wide,
+  listed,
 };
 
 // One operation over contiguous arrays of its dtype, a mask in bytes:
