@@ -1,0 +1,222 @@
+"""``tables``: the tables of README.md, from the committed file of results, so that no number is typed."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+
+from benchmarks.case import COMPILE, NUMEXPR, NUMPY, OURS, TORCH
+from benchmarks.machine import ROOT
+from benchmarks.results import Row, by_subject
+from inplace_ext._table import OPS
+
+README = ROOT / "README.md"
+BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
+SIZES = {16: "16 elements", 4 << 10: "4 Ki", 1 << 20: "1 Mi", 16 << 20: "16 Mi"}
+"""The columns of the table of operations."""
+
+_BINARY = ("add_", "sub_", "mul_", "div_")
+OPERATIONS: Sequence[tuple[str, Sequence[str]]] = (
+    ("`add_ sub_ mul_ div_` by a number", [f"{op} number" for op in _BINARY]),
+    ("`add_ sub_ mul_ div_` by a tensor", [f"{op} tensor" for op in _BINARY]),
+    ("`clamp_`, numbers or tensors", ["clamp_ numbers", "clamp_ tensors"]),
+    ("`remainder_ fmod_` by a number", ["remainder_ number", "fmod_ number"]),
+    ("`sqrt_ rsqrt_`", ["sqrt_", "rsqrt_"]),
+    ("`exp_ log_`", ["exp_", "log_"]),
+    ("`expm1_ log1p_`", ["expm1_", "log1p_"]),
+    ("`tanh_ sigmoid_`", ["tanh_", "sigmoid_"]),
+    ("`pow_(1.5) pow_(tensor)`", ["pow_ 1.5", "pow_ tensor"]),
+    ("`erf_ gelu_`", ["erf_", "gelu_"]),
+    ("`silu_ elu_ mish_`", ["silu_", "elu_", "mish_"]),
+    ("`masked_fill_`, `where_(mask, tensor)`", ["masked_fill_", "where_ tensor"]),
+    ("`fill_ zero_ copy_`", ["fill_", "zero_", "copy_"]),
+)
+#: Label, (suite, case, size or None for the largest, layouts or None for all), and other providers.
+_MI16 = 16 << 20
+WORK: Sequence[tuple[str, tuple[str, str, int | None, Sequence[str] | None], Sequence[str]]] = (
+    ("`fuse`, 3 operations, 16 elements", ("overhead", "chain of 3", 16, None), (TORCH, COMPILE, NUMEXPR)),
+    ("`fuse`, 3 operations, 16 Mi", ("fuse", "chain of 3", _MI16, None), (TORCH, COMPILE, NUMEXPR, NUMPY)),
+    ("`fuse`, 6 operations, 16 Mi", ("fuse", "chain of 6", _MI16, None), (TORCH, COMPILE, NUMEXPR, NUMPY)),
+    ("`fuse`, 12 operations, 16 Mi", ("fuse", "chain of 12", _MI16, None), (TORCH, COMPILE, NUMEXPR, NUMPY)),
+    (
+        "normalisation per channel, 64x3x256x256",
+        ("fuse", "per channel", None, None),
+        (TORCH, COMPILE, NUMEXPR),
+    ),
+    (
+        "uint8 to normalised floats, the same",
+        ("fuse", "uint8 to normalised floats", None, None),
+        (TORCH, COMPILE),
+    ),
+    ("sigmoid written out, 16 Mi", ("fuse", "sigmoid written out", _MI16, None), (TORCH, COMPILE, NUMEXPR)),
+    ("SGD with momentum, 16 tensors of 1 Mi", ("lists", "SGD, momentum", None, None), ("fused", "foreach")),
+    ("AdamW, the same", ("lists", "AdamW", None, None), ("fused", "foreach")),
+    ("3 operations on 2000 tensors of 64", ("lists", "chain of 3", None, None), (TORCH, "foreach")),
+    ("`clip_grad_norm_`, the same", ("lists", "clip_grad_norm_", None, None), (TORCH, "foreach")),
+    ("`clip_grad_value_`, the same", ("lists", "clip_grad_value_", None, None), (TORCH, "foreach")),
+    (
+        "`softmax_relu_`, rows of 64 to 64 Ki",
+        ("softmax", "softmax_relu_", _MI16, [f"rows of {4**k}" for k in range(3, 9)]),
+        (TORCH, "torch_out", COMPILE),
+    ),
+    (
+        "`softmax_relu_` along dim 0 of 1024 x 16 Ki",
+        ("softmax", "softmax_relu_", _MI16, ["dim 0 of 1024 x 16384"]),
+        (TORCH, "torch_out"),
+    ),
+    ("`dropout_`, 16 elements", ("overhead", "dropout_", 16, None), (TORCH,)),
+    ("`dropout_`, 16 Mi", ("dropout", "dropout_", _MI16, ["contiguous"]), (TORCH, COMPILE)),
+)
+_NAMES = {
+    TORCH: "torch",
+    COMPILE: "`torch.compile`",
+    NUMEXPR: "numexpr",
+    NUMPY: "NumPy",
+    "torch_out": "`softmax(out=)`",
+    "fused": "`fused=True`",
+    "foreach": "foreach",
+}
+#: Ratios below this count as a loss in the list of README.
+LOSS = 0.97
+
+
+def times(ratios: Sequence[float]) -> str:
+    """A ratio, or the least and the largest: ``"1.1x"``, ``"1.1-2.3x"``."""
+    if not ratios:
+        return ""
+    low, high = (_short(r) for r in (min(ratios), max(ratios)))
+    return f"{low}x" if low == high else f"{low}-{high}x"
+
+
+def _short(ratio: float) -> str:
+    if ratio >= 9.95:
+        return f"{ratio:.0f}"
+    return f"{ratio:.2f}" if 0.895 <= ratio < 0.995 else f"{ratio:.1f}"
+
+
+Group = dict[str, Row]
+
+
+def _ratios(groups: Iterable[Group], provider: str, keep: Callable[[Row], bool]) -> list[float]:
+    return [
+        group[provider].median_us / group[OURS].median_us
+        for group in groups
+        if OURS in group and provider in group and keep(group[OURS])
+    ]
+
+
+def operations(groups: Sequence[Group]) -> list[str]:
+    """Time of torch by time of ours, in groups of operations, by size."""
+    lines = [f"| operation | {' | '.join(SIZES.values())} |", "| --- |" + " --- |" * len(SIZES)]
+    for label, cases in OPERATIONS:
+        cells = []
+        for size in SIZES:
+
+            def keep(r: Row, size: int = size, cases: Sequence[str] = cases) -> bool:
+                return (
+                    r.suite == "ops"
+                    and r.case in cases
+                    and (r.dtype, r.size, r.threads) == ("float32", size, 1)
+                )
+
+            cells.append(times(_ratios(groups, TORCH, keep)))
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return lines
+
+
+def work(groups: Sequence[Group]) -> list[str]:
+    """Chains, lists, softmax and dropout beside each of the others."""
+    lines = ["| work, float32 | time of the others divided by ours |", "| --- | --- |"]
+    for label, (suite, case, size, layouts), providers in WORK:
+
+        def keep(
+            r: Row,
+            key: tuple[str, str] = (suite, case),
+            size: int | None = size,
+            layouts: Sequence[str] | None = layouts,
+        ) -> bool:
+            return (
+                (r.suite, r.case) == key
+                and (r.dtype, r.threads) == ("float32", 1)
+                and size in (None, r.size)
+                and (layouts is None or r.layout in layouts)
+            )
+
+        cells = [f"{_NAMES[p]} {times(found)}" for p in providers if (found := _ratios(groups, p, keep))]
+        lines.append(f"| {label} | {', '.join(cells)} |")
+    return lines
+
+
+def summary(groups: Sequence[Group]) -> list[str]:
+    """How often, how much, and every loss against torch call by call."""
+    native = {name for name, op in OPS.items() if op.native}
+    found: list[tuple[float, Row]] = []
+    for group in groups:
+        if OURS in group and TORCH in group:
+            found.append((group[TORCH].median_us / group[OURS].median_us, group[OURS]))
+
+    def mean(ratios: Iterable[float]) -> str:
+        values = [*ratios]
+        return f"{math.exp(statistics.fmean(map(math.log, values))):.1f}x"
+
+    ops = [(ratio, r) for ratio, r in found if r.suite == "ops" and r.op in native and r.threads == 1]
+    floats = [ratio for ratio, r in ops if r.dtype == "float32"]
+    others = [ratio for ratio, r in ops if r.dtype != "float32"]
+    lines = [
+        f"Over the {len(floats)} cases of operations with kernels of their own in float32, the geometric mean "
+        f"is {mean(floats)} torch's speed and the lowest {min(floats):.2f}x"
+        + (
+            f"; over {len(others)} cases of 1 Mi elements in float64, float16 and bfloat16, {mean(others)} "
+            f"and {min(others):.2f}x."
+            if others
+            else "."
+        )
+    ]
+    lost = sorted(((ratio, r) for ratio, r in found if ratio < LOSS), key=lambda pair: pair[0])
+    lines += ["", f"Slower than torch by more than {1 - LOSS:.0%}, of {len(found)} cases measured: " + (
+        "; ".join(f"{_case(r)} {ratio:.2f}x" for ratio, r in lost) if lost else "none"
+    ) + "."]  # fmt: skip
+    return lines
+
+
+def _case(row: Row) -> str:
+    size = SIZES.get(row.size, "")
+    parts = [f"`{row.case}`", row.layout if row.layout != "contiguous" else size]
+    if row.dtype != "float32":
+        parts.append(row.dtype)
+    if row.threads > 1:
+        parts.append(f"{row.threads} threads")
+    return " ".join(filter(None, parts))
+
+
+def block(rows: Sequence[Row]) -> str:
+    """What stands between the marks in README.md."""
+    groups = list(by_subject(rows))
+    places = {(r.device, r.capability, r.torch, r.commit) for r in rows}
+    if len(places) != 1:
+        raise ValueError(f"tables: the results come from {len(places)} places or commits, not from one")
+    device, capability, torch, commit = places.pop()
+    head = (
+        f"Time of torch's method divided by ours: float32, contiguous, one thread, {device}, {capability} "
+        f"kernels, torch {torch}, commit {commit}. Both sides alternate in one run, after their results have "
+        "been compared."
+    )
+    parts = [[head], operations(groups), work(groups), summary(groups)]
+    return "\n\n".join("\n".join(part) for part in parts) + "\n"
+
+
+def update(rows: Sequence[Row], write: bool) -> int:
+    """Puts the tables into README.md, or tells whether they are there."""
+    text = README.read_text()
+    head, begin, rest = text.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"tables: {README} has no {BEGIN} ... {END}")
+    wanted = f"{head}{BEGIN}\n{block(rows)}{END}{tail}"
+    if write:
+        README.write_text(wanted)
+        return 0
+    if wanted != text:
+        print(f"{README.name} does not show the results; run `python -m benchmarks tables`")
+    return int(wanted != text)
