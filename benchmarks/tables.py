@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from benchmarks.case import COMPILE, NUMEXPR, NUMPY, OURS, TORCH
 from benchmarks.machine import ROOT
@@ -98,11 +98,21 @@ def _short(ratio: float) -> str:
 Group = dict[str, Row]
 
 
-def _ratios(groups: Iterable[Group], provider: str, keep: Callable[[Row], bool]) -> list[float]:
+def ratios(
+    groups: Iterable[Group],
+    provider: str,
+    suite: str,
+    cases: Sequence[str],
+    size: int | None = None,
+    layouts: Sequence[str] | None = None,
+) -> list[float]:
+    """The provider's time by ours, in float32 on one thread; None stands for every size or layout."""
     return [
-        group[provider].median_us / group[OURS].median_us
+        group[provider].median_us / ours.median_us
         for group in groups
-        if OURS in group and provider in group and keep(group[OURS])
+        if provider in group and (ours := group.get(OURS)) is not None
+        if (ours.suite, ours.dtype, ours.threads) == (suite, "float32", 1) and ours.case in cases
+        if size in (None, ours.size) and (layouts is None or ours.layout in layouts)
     ]
 
 
@@ -110,17 +120,7 @@ def operations(groups: Sequence[Group]) -> list[str]:
     """Time of torch by time of ours, in groups of operations, by size."""
     lines = [f"| operation | {' | '.join(SIZES.values())} |", "| --- |" + " --- |" * len(SIZES)]
     for label, cases in OPERATIONS:
-        cells = []
-        for size in SIZES:
-
-            def keep(r: Row, size: int = size, cases: Sequence[str] = cases) -> bool:
-                return (
-                    r.suite == "ops"
-                    and r.case in cases
-                    and (r.dtype, r.size, r.threads) == ("float32", size, 1)
-                )
-
-            cells.append(times(_ratios(groups, TORCH, keep)))
+        cells = [times(ratios(groups, TORCH, "ops", cases, size)) for size in SIZES]
         lines.append(f"| {label} | {' | '.join(cells)} |")
     return lines
 
@@ -129,23 +129,49 @@ def work(groups: Sequence[Group]) -> list[str]:
     """Chains, lists, softmax and dropout beside each of the others."""
     lines = ["| work, float32 | time of the others divided by ours |", "| --- | --- |"]
     for label, (suite, case, size, layouts), providers in WORK:
-
-        def keep(
-            r: Row,
-            key: tuple[str, str] = (suite, case),
-            size: int | None = size,
-            layouts: Sequence[str] | None = layouts,
-        ) -> bool:
-            return (
-                (r.suite, r.case) == key
-                and (r.dtype, r.threads) == ("float32", 1)
-                and size in (None, r.size)
-                and (layouts is None or r.layout in layouts)
-            )
-
-        cells = [f"{_NAMES[p]} {times(found)}" for p in providers if (found := _ratios(groups, p, keep))]
+        found = {p: ratios(groups, p, suite, [case], size, layouts) for p in providers}
+        cells = [f"{_NAMES[p]} {times(values)}" for p, values in found.items() if values]
         lines.append(f"| {label} | {', '.join(cells)} |")
     return lines
+
+
+def advice(groups: Sequence[Group]) -> list[str]:
+    """When it helps, and when it does not."""
+
+    def t(provider: str, suite: str, *cases: str, size: int | None = None, layout: str | None = None) -> str:
+        found = ratios(groups, provider, suite, cases, size, None if layout is None else [layout])
+        return times(found) or "(not measured)"
+
+    carried = [op.name for op in OPS.values() if not op.native]
+    cheap = [f"{op} {what}" for op in _BINARY for what in ("number", "tensor")]
+    heavy = ["pow_ 1.5", "expm1_", "mish_", "elu_", "remainder_ number", "masked_fill_"]
+    rows = [f"rows of {4**k}" for k in range(3, 9)]
+    soft = times(ratios(groups, TORCH, "softmax", ["softmax_relu_"], None, rows)) or "(not measured)"
+    mi, large = 1 << 20, _MI16
+    return [
+        "It helps",
+        "",
+        f"- on small tensors, where calls cost most: {t(TORCH, 'ops', *cheap, size=16)} torch's speed in "
+        f"arithmetic on 16 elements, {t(TORCH, 'ops', *cheap, size=4 << 10)} on 4 Ki;",
+        f"- in chains: {t(TORCH, 'fuse', 'chain of 3', size=large)} for 3 operations on 16 Mi elements, "
+        f"{t(TORCH, 'fuse', 'chain of 12', size=large)} for 12;",
+        f"- in operations that take arithmetic (`pow_ expm1_ mish_ elu_ remainder_ masked_fill_`, 1 Mi): "
+        f"{t(TORCH, 'ops', *heavy, size=mi)};",
+        f"- in softmax with relu ({soft}), and on thousands of small tensors "
+        f"({t(TORCH, 'lists', 'chain of 3')} a loop, {t('foreach', 'lists', 'chain of 3')} foreach).",
+        "",
+        "It does not help, or little,",
+        "",
+        f"- with one cheap operation on a tensor that no cache holds: {t(TORCH, 'ops', *cheap, size=large)} "
+        "in arithmetic on 16 Mi, all of it at the speed of memory;",
+        f"- in `exp_ log_ tanh_ sigmoid_ sqrt_` on Intel processors: "
+        f"{t(TORCH, 'ops', 'exp_', 'log_', 'tanh_', 'sigmoid_', 'sqrt_', size=mi)} on 1 Mi;",
+        f"- beside torch's `fused=True` optimizers ({t('fused', 'lists', 'SGD, momentum')} in SGD, "
+        f"{t('fused', 'lists', 'AdamW')} in AdamW), and beside Inductor, once it has compiled, in "
+        f"converting uint8 images ({t(COMPILE, 'fuse', 'uint8 to normalised floats')});",
+        f"- for operations without a kernel of their own, which torch carries out: "
+        f"{t(TORCH, 'ops', *carried)}.",
+    ]
 
 
 def summary(groups: Sequence[Group]) -> list[str]:
@@ -164,8 +190,8 @@ def summary(groups: Sequence[Group]) -> list[str]:
     floats = [ratio for ratio, r in ops if r.dtype == "float32"]
     others = [ratio for ratio, r in ops if r.dtype != "float32"]
     lines = [
-        f"Over the {len(floats)} cases of operations with kernels of their own in float32, the geometric mean "
-        f"is {mean(floats)} torch's speed and the lowest {min(floats):.2f}x"
+        f"Over the {len(floats)} cases of operations with kernels of their own in float32, the geometric "
+        f"mean is {mean(floats)} torch's speed and the lowest {min(floats):.2f}x"
         + (
             f"; over {len(others)} cases of 1 Mi elements in float64, float16 and bfloat16, {mean(others)} "
             f"and {min(others):.2f}x."
@@ -202,7 +228,7 @@ def block(rows: Sequence[Row]) -> str:
         f"kernels, torch {torch}, commit {commit}. Both sides alternate in one run, after their results have "
         "been compared."
     )
-    parts = [[head], operations(groups), work(groups), summary(groups)]
+    parts = [advice(groups), [head], operations(groups), work(groups), summary(groups)]
     return "\n\n".join("\n".join(part) for part in parts) + "\n"
 
 
