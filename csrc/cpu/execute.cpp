@@ -4,6 +4,7 @@
 // A tensor that is not such an array on a piece is staged: gathered into a small buffer that stays in L1, and
 // scattered from it if the program changes it. So strides, broadcasts and dtypes are known here and nowhere
 // else, and each element is still read once and written once.
+#include "draws.h"
 #include "kernels.h"
 
 namespace inplace_ext {
@@ -45,6 +46,8 @@ constexpr int64_t kMaxRepeated = 128, kCachedBytes = 1 << 20;
 constexpr int64_t kMaxPeriod = 128;
 // The block in which a transposed tensor is turned: kBlockRows elements fill at least half a cache line.
 constexpr int64_t kBlockRows = 16, kBlockColumns = 64;
+// Numbers that are drawn together.
+constexpr int64_t kDrawn = 512;
 constexpr int kMaxItem = 8;
 // How far ahead elements with gaps between them are fetched, in bytes.
 constexpr int64_t kNearAhead = 2048;
@@ -562,8 +565,8 @@ class Executor {
       slot_[t].arg = &a;
       slot_[t].want = a.dtype;
       slot_[t].item = item_size(a.dtype);
-      slot_[t].linear = is_linear(a);
-      slot_[t].constant = is_constant(a);
+      slot_[t].linear = a.drawn == nullptr && is_linear(a);
+      slot_[t].constant = a.drawn == nullptr && is_constant(a);
     }
     const StageTable& stages = kernel_tables().stages[static_cast<int>(p.compute)];
     bool as_operand[kMaxTensors] = {};
@@ -614,6 +617,10 @@ class Executor {
       s.want_item = item_size(s.want);
       s.converted = s.arg->dtype != s.want;
       widest = max(widest, max(s.item, s.want_item));
+      if (s.arg->drawn != nullptr) {
+        plain_ = repeats = false;
+        continue;
+      }
       s.period = s.arg->mutated ? 0 : period_of(*s.arg);
       const bool simple = s.linear || s.constant;
       plain_ &= simple && !s.converted;
@@ -646,7 +653,9 @@ class Executor {
       Slot& s = slot_[t];
       if (!s.used) continue;
       const int64_t inner = by_row_ ? s.arg->stride[0] : -1;
-      if ((s.constant || inner == 0) && !s.arg->mutated) {
+      if (s.arg->drawn != nullptr) {
+        s.kind = Kind::staged;
+      } else if ((s.constant || inner == 0) && !s.arg->mutated) {
         s.kind = Kind::splat;
       } else if (!by_row_ && s.period > 0) {
         s.kind = Kind::periodic;
@@ -655,8 +664,9 @@ class Executor {
       }
       gathers_ |= s.kind == Kind::staged && !s.linear;
       // All from one table of controls, which holds for elements of one size.
-      s.repeated = s.kind == Kind::staged && !s.arg->mutated && !by_row_ && s.arg->stride[0] == 0 &&
-                   row < kMaxRepeated && (repeated_item == 0 || repeated_item == s.item) &&
+      s.repeated = s.kind == Kind::staged && !s.arg->mutated && s.arg->drawn == nullptr && !by_row_ &&
+                   s.arg->stride[0] == 0 && row < kMaxRepeated &&
+                   (repeated_item == 0 || repeated_item == s.item) &&
                    for_item(s.item, [&](auto repeat) { return row >= repeat.kMinColumns; });
       if (s.repeated) {
         repeated_item = s.item;
@@ -999,6 +1009,14 @@ class Executor {
   }
 
   void fill_from(const Slot& s, char* buffer, char* base, int64_t n, const int64_t* index, int64_t done) {
+    if (s.arg->drawn != nullptr) {
+      const Generator generator(s.arg->drawn->seed);
+      patches(s, base, n, index, done, [&](const Patch& patch, int64_t position) {
+        s.want == DType::f64 ? draw<double>(s, generator, buffer, patch, position)
+                             : draw<float>(s, generator, buffer, patch, position);
+      });
+      return;
+    }
     if (s.converted && is_run(s)) {
       convert(buffer, s.want, base + done * s.item, s.arg->dtype, n);
       return;
@@ -1011,6 +1029,31 @@ class Executor {
               [&](const Patch& patch, int64_t position) { gather(s.item, raw + position * s.item, patch); });
     }
     if (s.converted) convert(buffer, s.want, raw, s.arg->dtype, n);
+  }
+  // The draws of a patch, as numbers that the arithmetic reads.
+  template <class C>
+  void draw(const Slot& s, const Generator& generator, char* buffer, const Patch& patch, int64_t position) {
+    alignas(64) int32_t number[kDrawn + philox::kWords + kBatchWords];
+    const uint64_t offset = s.arg->drawn->offset;
+    C* out = reinterpret_cast<C*>(buffer) + position;
+    for (int64_t r = 0; r < patch.rows; ++r) {
+      auto place = static_cast<uint64_t>(patch.p - s.arg->data + r * patch.row_stride);
+      const auto step = static_cast<uint64_t>(patch.column_stride);
+      for (int64_t left = patch.columns; left > 0;) {
+        const int64_t some = min(left, kDrawn);
+        const auto lead = step == 1 ? static_cast<int64_t>(place % philox::kWords) : 0;
+        if (step == 1) {
+          generator(number, offset + place / philox::kWords, lead + some);
+        } else if (step == 0) {
+          generator.spread(number, offset, place, step, 1);
+          for (int64_t i = 1; i < some; ++i) number[i] = number[0];
+        } else {
+          generator.spread(number, offset, place, step, some);
+        }
+        for (int64_t i = 0; i < some; ++i) out[i] = static_cast<C>(number[lead + i]);
+        out += some, left -= some, place += step * static_cast<uint64_t>(some);
+      }
+    }
   }
   template <class R>
   void fill_repeated(const Slot& s, char* buffer, int64_t n, const int64_t* index) {
@@ -1079,7 +1122,7 @@ class Executor {
     }
   }
   bool is_transposed(const Slot& s) const {
-    return s.arg->stride[1] == s.item && s.arg->stride[0] > s.item * 4;
+    return s.arg->drawn == nullptr && s.arg->stride[1] == s.item && s.arg->stride[0] > s.item * 4;
   }
   void block(int64_t rows, int64_t columns, const int64_t* index) {
     char* base[kMaxTensors];

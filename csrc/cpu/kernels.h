@@ -49,6 +49,7 @@ template <Form F, class Call>
 void for_variants(Call f) {
   using std::bool_constant;
   constexpr int kOperands = operands_of(F);
+  if constexpr (F == Form::kDrawn) return f(bool_constant<false>{}, bool_constant<true>{});
   if constexpr (!only_numbers(F)) f(bool_constant<false>{}, bool_constant<false>{});
   if constexpr (kOperands == 1 || (kOperands == 2 && !only_numbers(F))) {
     f(bool_constant<true>{}, bool_constant<false>{});
@@ -185,7 +186,7 @@ using LoopTable = LoopFn[kOps][kDTypes][kLoopVariants];
 
 template <class Functor, class S, Form F, Types T, int Cost>
 void add_loop(LoopTable& table, Op op) {
-  if constexpr (has_loop<S>(T)) {
+  if constexpr (has_loop<S>(T) && F != Form::kDrawn) {
     LoopFn* f = table[static_cast<int>(op)][static_cast<int>(storage_traits<S>::dtype)];
     for_variants<F>(
         [&](auto b, auto c) { f[b * kScalarB + c * kScalarC] = loop<Functor, S, F, Cost, b, c>; });
