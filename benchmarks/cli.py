@@ -283,7 +283,7 @@ def _tables(options: argparse.Namespace) -> int:
 
 def gate(options: argparse.Namespace, least: floors.Floors) -> list[Case]:
     """The quick cases, and those that a floor of their own names."""
-    wide = argparse.Namespace(**{**vars(options), "quick": False})
+    wide = argparse.Namespace(**{**vars(options), "quick": False, "threads": options.threads or [1]})
     quick = argparse.Namespace(**{**vars(options), "quick": True})
     cases = {str(case): case for case in _select(quick)}
     if not options.quick:

@@ -88,6 +88,8 @@ def _floor(entry: dict[str, Any], where: str) -> Floor:
 def load(path: Path = FILE) -> Floors:
     with path.open("rb") as file:
         content = tomllib.load(file)
+    if "everywhere" not in content:
+        raise ValueError(f"{path.name}: there is no [everywhere], the floor of all cases")
     exceptions = [_floor(entry, path.name) for entry in content.get("exception", [])]
     for exception in exceptions:
         if not exception.why:

@@ -238,27 +238,33 @@ def measure(case: Case, effort: Effort = FULL, providers: Sequence[str] | None =
         work = case.prepare()
         buffers = None if work.source is None else Buffers(work)
         runners = _prepare(case, work, buffers, providers)
-        if not runners:
-            return []
-        block_seconds = [runner.block(buffers, case.device) for runner in runners]  # warm, too
-        calls = 1 if buffers is None or buffers.cold else len(buffers.tensors)
-        rounds = min(_MOST_ROUNDS, max(effort.rounds, int(effort.budget / (sum(block_seconds) * calls))))
-        times: list[list[float]] = [[] for _ in runners]
-        for i in range(rounds):
-            for k in range(len(runners)):
-                one = (i + k) % len(runners)
-                times[one].append(runners[one].block(buffers, case.device))
-    timed = [
-        Timed(
-            runner.side.provider,
-            runner.threads,
-            Measurement(1, seconds, TaskSpec(str(case), "pass", num_threads=runner.threads)),
-            runner.moved,
-            runner.path,
-        )
-        for runner, seconds in zip(runners, times, strict=True)
-    ]
+        timed: list[Timed] = []
+        for threads in case.threads:
+            group = [runner for runner in runners if runner.threads == threads]
+            for runner, seconds in zip(group, _alternate(group, buffers, effort, case.device), strict=True):
+                task = TaskSpec(str(case), "pass", num_threads=threads)
+                measurement = Measurement(1, seconds, task)
+                timed.append(Timed(runner.side.provider, threads, measurement, runner.moved, runner.path))
     return _best_limits(timed)
+
+
+def _alternate(
+    runners: Sequence[_Runner], buffers: Buffers | None, effort: Effort, device: str
+) -> list[list[float]]:
+    """Seconds a call of each, round by round; each is as often first as the others.
+
+    All have the same number of threads: threads that have just worked spin for a while, and would slow down
+    a side that has one.
+    """
+    warm = sum(runner.block(buffers, device) for runner in runners)
+    calls = 1 if buffers is None or buffers.cold else len(buffers.tensors)
+    rounds = min(_MOST_ROUNDS, max(effort.rounds, int(effort.budget / max(warm * calls, 1e-9))))
+    times: list[list[float]] = [[] for _ in runners]
+    for i in range(rounds):
+        for k in range(len(runners)):
+            one = (i + k) % len(runners)
+            times[one].append(runners[one].block(buffers, device))
+    return times
 
 
 def _prepare(

@@ -95,6 +95,7 @@ def test_floors_and_exceptions_name_cases_that_exist() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("[floor]", "no .everywhere."),
         ("[everywhere]\nleast = 1\n[[floor]]\nleest = 2", "leest"),
         ("[everywhere]\nleast = 1\n[[floor]]\ncase = 'exp_'", "least is missing"),
         ("[everywhere]\nleast = 1\n[[exception]]\ncase = 'exp_'\nleast = 0.5", "must say why"),

@@ -304,6 +304,8 @@ def _example(op: Op) -> tuple[list[Any], dict[str, Any]]:
 
 
 def example_dtype(op: Op) -> torch.dtype:
+    if op.name == "conj_physical_":  # which does nothing to real numbers
+        return torch.complex64
     return next(
         getattr(torch, name)
         for name in ("float32", "float64", "int64", "bool", *op.dtype_names)
