@@ -204,7 +204,8 @@ def array_sides(
     """NumPy's and numexpr's sides, where they are installed and know the dtype.
 
     ``numpy`` takes the array and the operands, and works in it. ``numexpr`` is an expression of ``x``, of the
-    operands as ``a``, ``b``, ... and of ``constants``; numbers have the array's type in it.
+    operands as ``a``, ``b``, ... and of ``constants``; numbers have the array's type in it. Both are measured
+    on one thread: numexpr's pool of threads and OpenMP's get in each other's way in one process.
     """
     sides = []
     if numpy is not None and dtype != torch.bfloat16:
@@ -220,7 +221,7 @@ def array_sides(
             values["x"] = x
             return engine.evaluate(numexpr, local_dict=values, global_dict={}, out=x)
 
-        sides.append(Side(NUMEXPR, evaluate, torch.Tensor.numpy, on_request=on_request))
+        sides.append(Side(NUMEXPR, evaluate, torch.Tensor.numpy, True, on_request))
     return sides
 
 

@@ -318,17 +318,18 @@ def hold(
     least: dict[str, float],
     measured: Callable[[Case, Effort, Sequence[str]], list[Timed]],
 ) -> tuple[list[Timed], list[floors.Miss]]:
-    """Measures a case against its floors, again and longer where one is missed; the best of the tries."""
-    best: tuple[list[Timed], list[floors.Miss]] | None = None
+    """Measures a case against its floors, again and longer while one has been missed every time."""
+    left: list[floors.Miss] = []
     for effort in _TRIES:
         timed = measured(case, effort, [OURS, *least])
-        missed = floors.misses(case, timed, least)
-        if best is None or len(missed) < len(best[1]):
-            best = timed, missed
-        if not missed:
+        still = floors.misses(case, timed, least)
+        if effort is not _TRIES[0]:
+            before = {(m.against, m.threads) for m in left}
+            still = [m for m in still if (m.against, m.threads) in before]
+        left = still
+        if not left:
             break
-    assert best is not None
-    return best
+    return timed, left
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,6 +7,7 @@ Providers differ in colour (of a set made for the colour-blind), in marker and i
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -113,7 +114,8 @@ def _legend(figure: Figure, axes: Axes | Sequence[Axes], columns: int = 6) -> No
     figure.legend(found.values(), found.keys(), loc="outside upper left", ncols=columns)
 
 
-_SIZE_LOOKS = (("#0b84d8", "o"), ("#009e73", "^"), ("#a38a00", "D"), ("#d55e00", "s"))
+#: Small to large; not the colours of providers.
+_SIZE_LOOKS = (("#9467bd", "o"), ("#3aa6b9", "^"), ("#a38a00", "D"), ("#c8504a", "s"))
 
 
 def speedups(rows: Sequence[Row]) -> Figure | None:
@@ -194,7 +196,7 @@ def roofline(rows: Sequence[Row]) -> Figure | None:
         axes.set_yscale("log")
         axes.grid(axis="y")
     sizes = sorted({r.size for r in chosen if r.case in cases})
-    _sizes(panels[0].xaxis, sizes[:: max(1, -(-len(sizes) // 4))])
+    _sizes(panels[0].xaxis, [s for s in sizes if s.bit_length() % 4 == 1] or sizes)
     panels[0].yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
     figure.supxlabel("elements of float32", fontsize=9)
     figure.supylabel("GB/s, read and written", fontsize=9)
@@ -252,11 +254,14 @@ def chains(rows: Sequence[Row]) -> Figure | None:
         if points:
             _line(axes, provider, points)
     axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.set_yticks([m * 10**k for k in range(-4, 6) for m in (1, 2, 5) if low <= m * 10**k <= high])
     axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.set_xticks(sorted({int(r.case.split()[-1]) for r in chosen}))
     axes.set_xlabel("operations in the chain")
     axes.set_ylabel(f"milliseconds, {_label(size)} elements of float32")
-    axes.grid(axis="y", which="both")
+    axes.grid(axis="y")
     _legend(figure, axes, columns=3)
     return figure
 
@@ -305,6 +310,13 @@ PICTURES: dict[str, Draw] = {
 }
 
 
+def _lighter(svg: str) -> str:
+    """Without comments, indentation and the strokes that markers have in the colour of their fill."""
+    svg = re.sub(r"<!--.*?-->\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(<use [^>]*style="fill: (#\w+)); stroke: \2"', r'\1"', svg)
+    return re.sub(r"\n\s+", "\n", svg)
+
+
 def draw(
     rows: Sequence[Row], folder: Path, formats: Sequence[str] = ("svg",), only: Sequence[str] | None = None
 ) -> list[Path]:
@@ -326,8 +338,9 @@ def draw(
                 continue
             for kind in formats:
                 path = folder / f"{name}.{kind}"
-                metadata = {"Date": None} if kind == "svg" else {}
-                figure.savefig(path, metadata=metadata, dpi=150)
+                figure.savefig(path, metadata={"Date": None} if kind == "svg" else {}, dpi=150)
+                if kind == "svg":
+                    path.write_text(_lighter(path.read_text()))
                 written.append(path)
             plt.close(figure)
     return written

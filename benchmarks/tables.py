@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 
-from benchmarks.case import COMPILE, NUMEXPR, NUMPY, OURS, TORCH
+from benchmarks.case import COMPILE, NUMEXPR, NUMPY, OURS, TORCH, format_size
 from benchmarks.machine import ROOT
 from benchmarks.results import Row, by_subject
 from inplace_ext._table import OPS
@@ -92,7 +92,7 @@ def times(ratios: Sequence[float]) -> str:
 def _short(ratio: float) -> str:
     if ratio >= 9.95:
         return f"{ratio:.0f}"
-    return f"{ratio:.2f}" if 0.895 <= ratio < 0.995 else f"{ratio:.1f}"
+    return f"{ratio:.2f}" if ratio < 0.995 else f"{ratio:.1f}"
 
 
 Group = dict[str, Row]
@@ -199,21 +199,34 @@ def summary(groups: Sequence[Group]) -> list[str]:
             else "."
         )
     ]
-    lost = sorted(((ratio, r) for ratio, r in found if ratio < LOSS), key=lambda pair: pair[0])
-    lines += ["", f"Slower than torch by more than {1 - LOSS:.0%}, of {len(found)} cases measured: " + (
-        "; ".join(f"{_case(r)} {ratio:.2f}x" for ratio, r in lost) if lost else "none"
-    ) + "."]  # fmt: skip
+    lost = [(ratio, r) for ratio, r in found if ratio < LOSS]
+    together: dict[tuple[str, ...], list[tuple[float, Row]]] = {}
+    for ratio, r in lost:
+        together.setdefault(_circumstances(r), []).append((ratio, r))
+    lines += [
+        "",
+        f"Slower than torch by more than {1 - LOSS:.0%} are {len(lost)} of {len(found)} cases measured:",
+        "",
+    ]
+    lines += [
+        f"- {' '.join(dict.fromkeys(f'`{r.case}`' for _, r in group))}, {', '.join(where)}: "
+        f"{times([ratio for ratio, _ in group])}"
+        + (
+            f" ({'; '.join(dict.fromkeys(r.layout for _, r in group))})"
+            if group[0][1].suite == "layouts"
+            else ""
+        )
+        for where, group in together.items()
+    ]
     return lines
 
 
-def _case(row: Row) -> str:
-    size = SIZES.get(row.size, "")
-    parts = [f"`{row.case}`", row.layout if row.layout != "contiguous" else size]
-    if row.dtype != "float32":
-        parts.append(row.dtype)
-    if row.threads > 1:
-        parts.append(f"{row.threads} threads")
-    return " ".join(filter(None, parts))
+def _circumstances(row: Row) -> tuple[str, ...]:
+    """What losses that are told together have in common."""
+    if row.suite == "layouts":
+        return ("odd layouts",)
+    where = [row.layout if row.layout != "contiguous" else format_size(row.size), row.dtype]
+    return (*where, f"{row.threads} threads") if row.threads > 1 else (*where,)
 
 
 def block(rows: Sequence[Row]) -> str:

@@ -172,8 +172,8 @@ def _set_threads(count: int) -> None:
     if torch.get_num_threads() != count:
         torch.set_num_threads(count)
     numexpr = optional("numexpr")
-    if numexpr is not None and numexpr.get_num_threads() != count:
-        numexpr.set_num_threads(count)
+    if numexpr is not None and numexpr.get_num_threads() != 1:
+        numexpr.set_num_threads(1)
 
 
 @contextmanager

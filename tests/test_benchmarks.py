@@ -147,6 +147,15 @@ def test_a_floor_is_missed_only_where_every_try_misses_it() -> None:
     assert "of at least 0.97 against torch" in str(miss)
 
 
+def test_of_two_floors_each_may_be_reached_in_another_try() -> None:
+    tries = [{TORCH: 0.5, "fused": 1.0}, {TORCH: 1.0, "fused": 0.5}]
+
+    def measured(case: Case, effort: Effort, providers: Sequence[str]) -> list[timing.Timed]:
+        return [timed(OURS, 1.0), *(timed(name, median) for name, median in tries.pop(0).items())]
+
+    assert cli.hold(case_of(), {TORCH: 0.97, "fused": 0.97}, measured)[1] == []
+
+
 def test_ratios_to_the_limit_are_of_bytes() -> None:
     assert floors.ratio(timed(OURS, 3.0, moved=12), timed(LIMIT, 2.0, moved=8)) == 1.0
     assert floors.ratio(timed(OURS, 2.0), timed(TORCH, 3.0)) == 1.5
@@ -420,6 +429,9 @@ def test_compare_commits_and_providers(tmp_path: Path, capsys: pytest.CaptureFix
     assert cli.main(["compare", "zzz", "abc", "--results", path]) == 2
     assert "neither a provider nor a commit" in capsys.readouterr().err
     assert cli.main(["compare", "abd", "abc", "--results", path, "--loss", "30"]) == 2
+    # Providers are compared within one place, never across two.
+    mixed = write(tmp_path / "mixed.csv", row(TORCH, 4.0), row(median=2.0, commit="def456"))
+    assert cli.main(["compare", TORCH, OURS, "--results", mixed]) == 2
 
 
 # -- pictures and tables
@@ -477,7 +489,7 @@ def test_committed_pictures_are_light() -> None:
 def test_tables_tell_losses_and_one_place() -> None:
     lost = row(median=3.0, case="slow_", op="exp_")
     text = tables.block([*made_up(), lost, replace(lost, provider=TORCH, median_us=1.5)])
-    assert "`slow_` 16 elements 0.50x" in text
+    assert "- `slow_`, 16, float32: 0.50x" in text
     assert "| `fuse`, 3 operations" in text and "2.0x" in text
     with pytest.raises(ValueError, match="2 places"):
         tables.block([row(), row(commit="other")])
