@@ -12,10 +12,11 @@ CXX_TREE    := $(shell find csrc)
 CXX_FILES    = $(shell find csrc tests/cpp tests/emulate -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv build demo test lint format sanitize emulate emulate-asan emulate-tsan wheel bench ulp clean distclean
+.PHONY: help venv build demo test lint format sanitize emulate emulate-asan emulate-tsan wheel
+.PHONY: bench bench-check bench-results ulp clean distclean
 
 help:  ## list the targets
-	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  %-13s %s\n' "$$name" "$$text"; done
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  %-14s %s\n' "$$name" "$$text"; done
 
 $(VENV_STAMP): requirements-dev.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
@@ -86,15 +87,20 @@ wheel: venv  ## build a wheel of this platform and an sdist into dist/
 	$(PY) -m build --sdist --no-isolation
 	@ls -l dist
 
-bench: build  ## print the tables of benchmarks: operations, layouts, indexing, softmax, dropout, chains, threads
-	$(PY) benchmarks/ops.py
-	$(PY) benchmarks/layouts.py
-	$(PY) benchmarks/layout_changes.py
-	$(PY) benchmarks/indexing.py
-	$(PY) benchmarks/softmax.py
-	$(PY) benchmarks/dropout.py
-	$(PY) benchmarks/fuse.py
-	$(PY) benchmarks/threads.py
+# BENCH is handed to the harness: make bench BENCH="--suite fuse --quick"
+bench: build  ## measure, beside torch, NumPy and numexpr (BENCH="--suite fuse --quick")
+	$(PY) -m benchmarks run $(BENCH)
+
+bench-check: build  ## measure the quick cases, and fail below the floors of benchmarks/floors.toml
+	$(PY) -m benchmarks check $(BENCH)
+
+# The committed file, and everything made from it. A run that was interrupted goes on where it stopped.
+RESULTS ?= benchmarks/results/xeon-avx512.csv
+bench-results: build  ## measure everything into benchmarks/results, and make README's tables and pictures from it
+	$(PY) -m benchmarks run --resume --output build/bench-results.csv $(BENCH)
+	cp build/bench-results.csv $(RESULTS)
+	$(PY) -m benchmarks plot --results $(RESULTS)
+	$(PY) -m benchmarks tables --results $(RESULTS)
 
 ulp: venv  ## measure the maximum errors of the vector math, in minutes
 	$(PY) tools/measure_ulp.py
