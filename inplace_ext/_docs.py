@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from inplace_ext._table import LAYOUT, RANDOM, ROWS, Op
+from inplace_ext._table import INDEXED, LAYOUT, RANDOM, ROWS, Op
 
 #: softmax and dropout, in place and in a new tensor: the only tensor beside input is a mask, read as it is.
 _OF_ROWS, _AT_RANDOM = ({name for op in group for name in (op, op[:-1])} for group in (ROWS, RANDOM))
@@ -24,15 +24,19 @@ def docstring(op: Op) -> str:
     lines = [f"{op.what}, in place." if op.in_place else f"{op.what}, in a new tensor."]
     if op.alias_of:
         lines[0] += f" Alias of :func:`{op.alias_of}`."
+    indexed = op.name in INDEXED
     becomes = "x = " if op.in_place else ""
-    lines += ["", f"Formula: {becomes}{op.formula}, for each element x of ``input``."]
-    if op.takes_tensors:
+    whole = f"{op.formula}, x being ``input``" if indexed else ""
+    lines += ["", f"Formula: {whole or f'{becomes}{op.formula}, for each element x of ``input``'}."]
+    if indexed:
+        lines.append("Shapes: as the notes say; the shape of ``input`` never changes.")
+    elif op.takes_tensors:
         lines.append("Shapes: operands broadcast to ``input``, whose own shape never changes.")
     else:
         lines.append("Shapes: any; the shape of ``input`` never changes.")
     lines.append(f"Dtypes: {', '.join(op.dtype_names)}.")
     # Moves compute nothing, and what torch computes in is torch's affair.
-    computes = op.native and re.search(r"\bx\b", op.formula)
+    computes = op.native and not indexed and re.search(r"\bx\b", op.formula)
     rounding = "; float16 and bfloat16 are computed in float32 and rounded once" if computes else ""
     lines.append(f"Maximum error: {op.ulp}{rounding}.")
     lines += [f"Note: {op.notes[0]}", *(f"    {note}" for note in op.notes[1:])] if op.notes else []
@@ -44,13 +48,13 @@ def docstring(op: Op) -> str:
         lines.append("Returns: a new tensor.")
     lines.append("Errors, each raised before anything is written:")
     errors = [*op.errors, _TYPE_ERROR]
-    if op.takes_tensors:
+    if op.takes_tensors and not indexed:
         errors += [_SHAPE_ERROR] if op.name in _OF_ROWS else [_CAST_ERROR, _SHAPE_ERROR]
     if op.in_place:
         errors.append(_AUTOGRAD_ERROR)
-    if op.in_place and op.name not in ("fill_", "zero_"):
+    if op.in_place and op.name not in ("fill_", "zero_", "index_fill_", "index_put_"):
         errors.append(_OVERLAP_ERROR)
-        if op.takes_tensors and op.name not in _OF_ROWS:
+        if op.takes_tensors and op.name not in _OF_ROWS and not indexed:
             errors.append(_SHARED_ERROR)
     lines += [f"    {error}" for error in errors]
     if op.name in _OF_ROWS | _AT_RANDOM:

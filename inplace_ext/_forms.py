@@ -72,6 +72,11 @@ def where_(input: torch.Tensor, mask: torch.Tensor, other: torch.Tensor | Number
     return assign(input, torch.where(mask, input, other))
 
 
+def setitem_(input: torch.Tensor, index: Any, value: torch.Tensor | Number) -> torch.Tensor:
+    input[index] = value
+    return input
+
+
 def maximum_(input: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return assign(input, torch.maximum(_saved(input), other))
 

@@ -1,5 +1,6 @@
 # Generated from _table.py by tools/generate.py; do not edit.
 from collections.abc import Sequence
+from types import EllipsisType
 from typing import Literal, TypeAlias, TypeVar, overload
 
 from torch import Generator, Tensor
@@ -9,6 +10,9 @@ _T = TypeVar("_T", bound=Tensor)
 Number: TypeAlias = bool | int | float | complex
 RoundingMode: TypeAlias = Literal["trunc", "floor"]
 Approximate: TypeAlias = Literal["none", "tanh"]
+Reduction: TypeAlias = Literal["add", "multiply"]
+Item: TypeAlias = int | slice | EllipsisType | Tensor | Sequence[object] | None
+Index: TypeAlias = Item | tuple[Item, ...]
 
 __all__ = [  # noqa: RUF022
     "add_",
@@ -159,6 +163,15 @@ __all__ = [  # noqa: RUF022
     "view_",
     "reshape_",
     "contiguous_",
+    "index_fill_",
+    "index_copy_",
+    "index_add_",
+    "index_put_",
+    "masked_scatter_",
+    "scatter_",
+    "scatter_add_",
+    "put_",
+    "setitem_",
     "softmax",
     "log_softmax",
     "softmax_relu",
@@ -358,6 +371,20 @@ def resize_(input: _T, *size: int | Sequence[int], memory_format: MemoryFormat |
 def view_(input: _T, *shape: int | Sequence[int]) -> _T: ...
 def reshape_(input: _T, *shape: int | Sequence[int]) -> _T: ...
 def contiguous_(input: _T, memory_format: MemoryFormat | None = None) -> _T: ...
+def index_fill_(input: _T, dim: int, index: Tensor, value: Tensor | Number) -> _T: ...
+def index_copy_(input: _T, dim: int, index: Tensor, source: Tensor) -> _T: ...
+def index_add_(input: _T, dim: int, index: Tensor, source: Tensor, *, alpha: Number = 1) -> _T: ...
+def index_put_(input: _T, indices: Sequence[Tensor], values: Tensor, accumulate: bool = False) -> _T: ...
+def masked_scatter_(input: _T, mask: Tensor, source: Tensor) -> _T: ...
+@overload
+def scatter_(
+    input: _T, dim: int, index: Tensor, src: Tensor | Number, *, reduce: Reduction | None = None
+) -> _T: ...
+@overload
+def scatter_(input: _T, dim: int, index: Tensor, *, value: Number, reduce: Reduction | None = None) -> _T: ...
+def scatter_add_(input: _T, dim: int, index: Tensor, src: Tensor) -> _T: ...
+def put_(input: _T, index: Tensor, source: Tensor, accumulate: bool = False) -> _T: ...
+def setitem_(input: _T, index: Index, value: Tensor | Number) -> _T: ...
 def softmax(input: Tensor, dim: int = -1, *, scale: float = 1.0, mask: Tensor | None = None) -> Tensor: ...
 def log_softmax(
     input: Tensor, dim: int = -1, *, scale: float = 1.0, mask: Tensor | None = None

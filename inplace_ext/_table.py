@@ -548,19 +548,106 @@ LAYOUT = _resolve([
        like="torch.Tensor.contiguous"),
 ])  # fmt: skip
 
+ALONG = "dim: int, index: Tensor, "
+NEGATIVE = "Negative indices count from the end."
+TWICE = "Where a place comes twice, the last one stays, whatever the number of threads."
+IN_ORDER = "What comes to one place is added in the order of the index, whatever the number of threads."
+SHARED_INDEX = "RuntimeError: ``input`` shares memory with the index, or in part with what is written."
+OUT_OF_RANGE = "IndexError: an index is out of range."
+NOT_LONG = "RuntimeError: ``index`` is not int64, or {} is not of the dtype of ``input``."
+SLICES = (
+    "RuntimeError: the sizes of ``source`` are not those of ``input``, with those of ``index`` for ``dim``."
+)
+NO_INDEX = "IndexError: more indices than dims, a mask of another shape, or of a wrong dtype."
+SCATTERED = (
+    "``index`` and ``input`` have the same number of dims, and but for ``dim`` ``index`` is no larger.",
+    "``index`` is int64 or int32, and not negative.",
+)
+SCATTER_ERRORS = (
+    NO_DIM,
+    "RuntimeError: an index is out of range, or ``index`` is of another dtype.",
+    "RuntimeError: ``index`` is larger than ``input`` or ``src``, or ``src`` is of another dtype.",
+    SHARED_INDEX,
+)
+
+#: Operations that write where an index or a mask says.
+INDEXED = _resolve([
+    Op("index_fill_", (ALONG + "value: Tensor | Number",), "Fills where ``index`` says, along ``dim``",
+       "x[index[i]] = value, along dim", ALL, "[1.0, 2.0, 3.0], 0, [0, -1], 9",
+       "[9., 2., 9.]", ulp=EXACT, notes=(NEGATIVE, EXPANDED),
+       errors=(OUT_OF_RANGE, NO_DIM, "IndexError: ``index`` is not int64.",
+               "RuntimeError: ``value`` has dims, or does not fit the dtype of ``input``.", SHARED_INDEX)),
+    Op("index_copy_", (ALONG + "source: Tensor",), "Copies to where ``index`` says, along ``dim``",
+       "x[index[i]] = source[i], along dim", ALL, "[1.0, 2.0, 3.0], 0, [2, 0], [7.0, 8.0]",
+       "[8., 2., 7.]", ulp=EXACT, notes=(TWICE,),
+       errors=(OUT_OF_RANGE, NO_DIM, NOT_LONG.format("``source``"), SLICES, SHARED_INDEX)),
+    Op("index_add_", (ALONG + "source: Tensor, *, alpha: Number = 1",),
+       "Adds to where ``index`` says, along ``dim``",
+       "x[index[i]] += alpha * source[i], along dim", ALL,
+       "[1.0, 2.0, 3.0], 0, [0, 0], [7.0, 8.0]", "[16.,  2.,  3.]", ulp=EXACT,
+       notes=(IN_ORDER, "``index`` is int64 or int32. " + FUSED,
+              "float16 and bfloat16 are rounded after each addition, as in torch."),
+       errors=(OUT_OF_RANGE + " Torch raises a RuntimeError in some of these cases.", NO_DIM,
+               "RuntimeError: ``index`` is not int64 or int32, or ``source`` is of another dtype.",
+               SLICES, SHARED_INDEX)),
+    Op("index_put_", ("indices: Sequence[Tensor], values: Tensor, accumulate: bool = False",),
+       "Writes ``values`` where the indices say, one for each dim",
+       "x[indices] = values, or x[indices] += values where accumulate", ALL,
+       "[1.0, 2.0, 3.0], ([0, -1],), [7.0, 8.0]", "[7., 2., 8.]", ulp=EXACT,
+       notes=(NEGATIVE + " int64, int32 or bool; a bool tensor stands for the places where it is true.",
+              "The indices broadcast together, and ``values`` to what they select.", TWICE, IN_ORDER),
+       errors=(OUT_OF_RANGE, NO_INDEX,
+               "RuntimeError: ``values`` does not broadcast, or is of another dtype.", SHARED_INDEX)),
+    Op("masked_scatter_", ("mask: Tensor, source: Tensor",),
+       "Copies the elements of ``source``, one after another, to where ``mask`` is true",
+       "x = the next element of source where mask, else x", ALL,
+       "[1.0, 2.0, 3.0], [True, False, True], [7.0, 8.0]", "[7., 2., 8.]", ulp=EXACT,
+       notes=("``mask`` broadcasts to ``input``; its elements are taken in C order.",),
+       errors=("RuntimeError: ``source`` has fewer elements than are true, or is of another dtype.",
+               "RuntimeError: ``mask`` is not bool.")),
+    Op("scatter_", (ALONG + "src: Tensor | Number, *, reduce: Reduction | None = None",
+                    ALONG + "*, value: Number, reduce: Reduction | None = None"),
+       "Writes each element of ``src`` where its own index says, along ``dim``",
+       "x[index[i][j]][j] = src[i][j] along dim 0, and so for others", ALL,
+       "[1.0, 2.0, 3.0], 0, [2, 0], [7.0, 8.0]", "[8., 2., 7.]", ulp=EXACT,
+       notes=(*SCATTERED, TWICE, "``src`` may be a number, which may also be given as ``value``.",
+              "``reduce`` is 'add' or 'multiply', which torch carries out."), errors=SCATTER_ERRORS),
+    Op("scatter_add_", (ALONG + "src: Tensor",),
+       "Adds each element of ``src`` where its own index says, along ``dim``",
+       "x[index[i][j]][j] += src[i][j] along dim 0, and so for others", ALL,
+       "[1.0, 2.0, 3.0], 0, [0, 0], [7.0, 8.0]", "[16.,  2.,  3.]", ulp=EXACT,
+       notes=(*SCATTERED, IN_ORDER), errors=SCATTER_ERRORS),
+    Op("put_", ("index: Tensor, source: Tensor, accumulate: bool = False",),
+       "Writes where ``index`` says, counting the elements of ``input`` in C order",
+       "x.flatten()[index[i]] = source[i], or += where accumulate", ALL,
+       "[1.0, 2.0, 3.0], [0, -1], [7.0, 8.0]", "[7., 2., 8.]", ulp=EXACT,
+       notes=(NEGATIVE, TWICE, IN_ORDER),
+       errors=(OUT_OF_RANGE, "IndexError: ``index`` and ``source`` have different numbers of elements.",
+               NOT_LONG.format("``source``"), SHARED_INDEX)),
+    Op("setitem_", ("index: Index, value: Tensor | Number",), "Assigns to what the index selects",
+       "x[index] = value", ALL, "[1.0, 2.0, 3.0], slice(1, None), 0", "[1., 0., 0.]", ulp=EXACT,
+       notes=("``index`` is what may stand in the brackets: ints, slices, None, an ellipsis, int64, int32",
+              "and bool tensors, lists of ints or bools, and tuples of these.", TWICE,
+              "A bool tensor and a number: blocks of 64 elements that are all false are passed over."),
+       errors=(OUT_OF_RANGE, NO_INDEX,
+               "ValueError: the step of a slice is less than 1.",
+               "RuntimeError: ``value`` does not broadcast to what is selected, or is of another dtype",
+               "    beside tensors in the index.", SHARED_INDEX),
+       like="torch.Tensor.__setitem__"),
+])  # fmt: skip
+
 #: The twins of operations that are no methods of torch's: they leave ``input`` and return a new tensor.
 TWINS = {name[:-1]: replace(op, name=name[:-1]) for name, op in {**ROWS, **RANDOM}.items()}
 
 #: Every public operation.
-ALL_OPS = {**OPS, **ROWS, **RANDOM, **LAYOUT, **TWINS}
+ALL_OPS = {**OPS, **ROWS, **RANDOM, **LAYOUT, **INDEXED, **TWINS}
 
 #: In-place methods of ``torch.Tensor`` that are not elementwise operations, and why.
 EXCLUDED = {
     "not data": "detach_ requires_grad_ resize_as_ resize_as_sparse_ set_ share_memory_ sparse_resize_ "
     "sparse_resize_and_clear_",
     "random": "bernoulli_ cauchy_ exponential_ geometric_ log_normal_ normal_ random_ uniform_",
-    "an index decides what is written": "index_add_ index_copy_ index_fill_ index_put_ index_reduce_ "
-    "masked_scatter_ put_ scatter_ scatter_add_ scatter_reduce_",
+    "a reduction where an index says": "index_reduce_ scatter_reduce_",
     "matrix products": "addbmm_ addmm_ addmv_ addr_ baddbmm_",
     "an element depends on others": "cumprod_ cumsum_ renorm_",
     "an element depends on its position": "fill_diagonal_ tril_ triu_",

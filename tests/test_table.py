@@ -15,7 +15,7 @@ from table_samples import DTYPES, sample
 import inplace_ext as ie
 from inplace_ext import _native
 from inplace_ext._delegate import torch_method
-from inplace_ext._table import ALL_OPS, EXCLUDED, LAYOUT, OPS
+from inplace_ext._table import ALL_OPS, EXCLUDED, INDEXED, LAYOUT, OPS
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = list(OPS)
@@ -25,7 +25,7 @@ def test_every_inplace_method_of_tensor_is_accounted_for():
     methods = {name for name in dir(torch.Tensor) if name.endswith("_") and not name.startswith("_")}
     excluded = [name for names in EXCLUDED.values() for name in names.split()]
     assert len(excluded) == len(set(excluded))
-    table = {**OPS, **LAYOUT}
+    table = {**OPS, **LAYOUT, **INDEXED}
     assert not set(table) & set(excluded)
     assert methods == {name for name, op in table.items() if not op.like} | set(excluded)
 

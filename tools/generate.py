@@ -35,6 +35,7 @@ def stub() -> str:
     lines = [
         "# Generated from _table.py by tools/generate.py; do not edit.",
         "from collections.abc import Sequence",
+        "from types import EllipsisType",
         "from typing import Literal, TypeAlias, TypeVar, overload",
         "",
         "from torch import Generator, Tensor",
@@ -44,6 +45,9 @@ def stub() -> str:
         "Number: TypeAlias = bool | int | float | complex",
         'RoundingMode: TypeAlias = Literal["trunc", "floor"]',
         'Approximate: TypeAlias = Literal["none", "tanh"]',
+        'Reduction: TypeAlias = Literal["add", "multiply"]',
+        "Item: TypeAlias = int | slice | EllipsisType | Tensor | Sequence[object] | None",
+        "Index: TypeAlias = Item | tuple[Item, ...]",
         "",
         "__all__ = [  # noqa: RUF022",
         *(f'    "{name}",' for name in table.ALL_OPS),
@@ -88,6 +92,11 @@ def operations() -> str:
             cells = [", ".join(names), formula, op.dtypes.replace(" ", ", "), *([op.ulp] if native else [])]
             lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
+    lines += ["Where an index or a mask says, with kernels of their own:", ""]
+    lines += ["| operation | effect | dtypes | maximum error |", "| --- | --- | --- | --- |"]
+    for op in table.INDEXED.values():
+        lines.append(f"| `{op.name}` | `{op.formula}` | {op.dtypes.replace(' ', ', ')} | {op.ulp} |")
+    lines.append("")
     for title, group in (("Along a dim", table.ROWS), ("At random", table.RANDOM)):
         lines += [f"{title}, with kernels of their own, in place and in a new tensor:", ""]
         lines += ["| operation | formula | dtypes | maximum error |", "| --- | --- | --- | --- |"]

@@ -52,6 +52,8 @@ constexpr int64_t kDrawn = 512;
 constexpr int kMaxItem = 8;
 // How far ahead elements with gaps between them are fetched, in bytes.
 constexpr int64_t kNearAhead = 2048;
+// And memory that is only written: a store that misses the caches asks for its line, and nothing does before.
+constexpr int64_t kWriteAhead = 4096;
 // Memory that a piece of elements with gaps between them spans, unless it holds fewer than so many.
 constexpr int64_t kStridedBytes = 4096, kMinStrided = 128;
 
@@ -454,6 +456,8 @@ struct Slot {
   bool constant;  // one element for the whole space
   bool converted; // dtype != want
   bool repeated;  // one number for each row, repeated by a permutation
+  // Of a splat in a chain: whether operations take it as a number, and whether a load takes it as an array.
+  bool as_number, as_array;
   int64_t period; // where the inner dims repeat over all the others: their number of elements; else 0
   Kind kind;
 };
@@ -729,6 +733,13 @@ class Executor {
         variant |= kScalarC;
       }
       if (s.code < kOps && takes_third(kOpInfo[s.code].form)) out.kd = p.scalar[s.d];
+      // An operand that is one number on each piece is read as one.
+      const auto is_splat = [&](Operand kind, uint8_t index) {
+        return s.code < kOps && kind == Operand::tensor && slot_[index].kind == Kind::splat;
+      };
+      if (is_splat(s.b_kind, s.b)) variant |= kScalarB, slot_[s.b].as_number = true;
+      if (is_splat(s.c_kind, s.c)) variant |= kScalarC, slot_[s.c].as_number = true;
+      if (s.code == kLoad && s.b_kind == Operand::tensor) slot_[s.b].as_array = true;
       const auto memory_dtype = [&] {
         return static_cast<int>(s.b_kind == Operand::tensor ? slot_[s.b].want : p.compute);
       };
@@ -881,16 +892,20 @@ class Executor {
         char* const next = here + n * s.item;
         if (t == ahead_of_) {
           ahead_ = next;
+        } else if (!s.read) {
+          for (int64_t line = 0; line < n * s.item; line += 64)
+            __builtin_prefetch(here + kWriteAhead + line, 1);
         } else if (gathers_) {
           for (int64_t line = 0; line < n * s.item; line += 128) __builtin_prefetch(next + line);
         }
         return here;
       }
       case Kind::splat:
-        // The single loop takes it as a number; a chain reads it from a buffer, filled once a row: the first
-        // piece of a row is the longest.
+        // The single loop takes it as a number, and so do the operations of a chain, which get it once a row;
+        // a load reads it from a buffer, filled once a row: the first piece of a row is the longest.
         if (!pipeline_) return base;
-        if (done == 0) splat(buffer_[t], s.want, base, s.arg->dtype, n);
+        if (done == 0 && s.as_number) give_number(t, read_splat(s, base));
+        if (done == 0 && s.as_array) splat(buffer_[t], s.want, base, s.arg->dtype, n);
         return buffer_[t];
       case Kind::periodic:
         return buffer_[t] + i % s.period * s.want_item;
@@ -899,6 +914,14 @@ class Executor {
         return buffer_[t];
     }
     return nullptr;
+  }
+  void give_number(int t, Scalar number) {
+    for (int i = 0; i < program_.stages; ++i) {
+      const Stage& s = program_.stage[i];
+      if (s.code >= kOps) continue;
+      if (s.b_kind == Operand::tensor && s.b == t) linked_[i].kb = number;
+      if (s.c_kind == Operand::tensor && s.c == t) linked_[i].kc = number;
+    }
   }
   // And from there to memory, what was changed in a buffer.
   void put_back(int t, char* base, int64_t n, const int64_t* index, int64_t done) {
@@ -1285,6 +1308,7 @@ extern "C" __attribute__((visibility("default"))) const inplace_ext::CpuKernels*
   static const CpuKernels kernels = {kAbiVersion,  kVectorBytes, kCapability,  kernel_tables().loop,
                                      run,          fill,         convert,      contains_zero,
                                      softmax,      dropout,      norm_part,    turn,
-                                     square_units, swap_square,  find_leaders, move_cycles};
+                                     square_units, swap_square,  find_leaders, move_cycles,
+                                     in_range,     put_indexed,  count_mask,   put_masked};
   return &kernels;
 }
