@@ -68,12 +68,13 @@ class Op:
 
     @property
     def parameter_names(self) -> list[str]:
-        return [name for name, _ in self.parameters if name != "*"]
+        return [name.lstrip("*") for name, _ in self.parameters if name != "*"]
 
     @property
     def positional_names(self) -> list[str]:
         names = [name for name, _ in self.parameters]
-        return names[: names.index("*")] if "*" in names else names
+        starred = next((i for i, name in enumerate(names) if name.startswith("*")), len(names))
+        return names[:starred]
 
     @property
     def signature(self) -> str:
@@ -492,6 +493,61 @@ RANDOM = _resolve([
        errors=(*DRAW_ERRORS, FEATURE_ERROR), like="torch.nn.functional.feature_alpha_dropout"),
 ])  # fmt: skip
 
+SIZE = ("*shape: int | Sequence[int]",)
+VIEW_ERROR = "RuntimeError: the number of elements differs, or a size is negative."
+SHARED_STORAGE = (
+    "RuntimeError: another tensor uses the storage of ``input`` and would see its elements elsewhere, a",
+    "    base or a view that is alive (not seen: NumPy arrays, DLPack, other processes); or autograd",
+    "    differentiates through ``input`` as a view.",
+)
+REARRANGED = (
+    "Where the data moves, it stays in its storage, from the first element of ``input`` on. The scratch",
+    "memory is under 600 KB and under 1% above 64 MB, or a few rows of matrices with sides of over 12000",
+    "elements. Gaps between the elements (``x[:, ::2]``) are closed, and what lay in them is lost. Other",
+    "devices than the CPU, and installations without the compiled module, need a copy for a moment.",
+)
+NO_DIM = "IndexError: ``input`` has no such dim."
+
+#: Operations that change the shape or the order of a tensor, with data that moves only where it says so.
+LAYOUT = _resolve([
+    Op("transpose_", ("dim0: int, dim1: int",), "Swaps two dims", "x[..j..i..] = x[..i..j..]", "any",
+       "[[1, 2, 3]], 0, 1", "[[1],\n        [2],\n        [3]]", errors=(NO_DIM,)),
+    Op("swapaxes_", ("axis0: int, axis1: int",), alias_of="transpose_"),
+    Op("swapdims_", alias_of="transpose_"),
+    Op("t_", UNARY, "Transposes a matrix", "x[j, i] = x[i, j]", "any", "[[1, 2, 3]]",
+       "[[1],\n        [2],\n        [3]]", errors=("RuntimeError: ``input`` has more than two dims.",)),
+    Op("squeeze_", ("dim: int | Sequence[int] | None = None",),
+       "Removes dims of size 1, all or the given ones", "x[i] = x[i, 0]", "any", "[[1, 2, 3]]", "[1, 2, 3]",
+       errors=(NO_DIM,)),
+    Op("unsqueeze_", ("dim: int",), "Inserts a dim of size 1", "x[i, 0] = x[i]", "any", "[1, 2, 3], 0",
+       "[[1, 2, 3]]", errors=("IndexError: ``dim`` is out of range.",)),
+    Op("as_strided_", ("size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None",),
+       "Gives other sizes, strides and offset in the storage",
+       "x[i, j] = storage[offset + i * stride[0] + j * stride[1]]", "any",
+       "[1, 2, 3, 4], (2, 2), (1, 2)", "[[1, 3],\n        [2, 4]]",
+       errors=("RuntimeError: the storage is too small, or a size is negative.",)),
+    Op("resize_", ("*size: int | Sequence[int], memory_format: MemoryFormat | None = None",),
+       "Gives another shape, contiguous, and a larger storage where it needs one",
+       "x[i, j] = storage[offset + i * size[1] + j]", "any", "[1, 2, 3, 4], 2, 1", "[[1],\n        [2]]",
+       notes=("What is beyond the old storage is undefined, as in torch.",),
+       errors=("RuntimeError: ``input`` requires grad, or its storage cannot grow.",)),
+    Op("view_", SIZE, "Gives another shape of the same elements, where the strides allow it",
+       "x = x.view(shape)", "any", "[1, 2, 3, 4], 2, -1", "[[1, 2],\n        [3, 4]]",
+       errors=("RuntimeError: dims that it would merge are no neighbours in memory; the message says which.",
+               VIEW_ERROR), like="torch.Tensor.view"),
+    Op("reshape_", SIZE, "Gives another shape of the same elements, rearranging them where it must",
+       "x = x.reshape(shape)", "any", "[[1, 2], [3, 4]].t(), -1", "[1, 3, 2, 4]",
+       notes=("Where the strides allow it, as :func:`view_`; else after :func:`contiguous_`.", *REARRANGED),
+       errors=(VIEW_ERROR, *SHARED_STORAGE), like="torch.Tensor.reshape"),
+    Op("contiguous_", ("memory_format: MemoryFormat | None = None",),
+       "Rearranges the data into row-major order, channels_last or channels_last_3d",
+       "x = x, at storage[offset + i * x.size(1) + j]", "any", "[[1, 2], [3, 4]].t()",
+       "[[1, 3],\n        [2, 4]]",
+       notes=("Without ``memory_format``, row-major. Where it is so already, nothing is done.", *REARRANGED),
+       errors=("RuntimeError: the rank does not suit the format.", *SHARED_STORAGE),
+       like="torch.Tensor.contiguous"),
+])  # fmt: skip
+
 ALONG = "dim: int, index: Tensor, "
 NEGATIVE = "Negative indices count from the end."
 TWICE = "Where a place comes twice, the last one stays, whatever the number of threads."
@@ -503,7 +559,6 @@ SLICES = (
     "RuntimeError: the sizes of ``source`` are not those of ``input``, with those of ``index`` for ``dim``."
 )
 NO_INDEX = "IndexError: more indices than dims, a mask of another shape, or of a wrong dtype."
-NO_DIM = "IndexError: ``input`` has no such ``dim``."
 SCATTERED = (
     "``index`` and ``input`` have the same number of dims, and but for ``dim`` ``index`` is no larger.",
     "``index`` is int64 or int32, and not negative.",
@@ -585,12 +640,12 @@ INDEXED = _resolve([
 TWINS = {name[:-1]: replace(op, name=name[:-1]) for name, op in {**ROWS, **RANDOM}.items()}
 
 #: Every public operation.
-ALL_OPS = {**OPS, **ROWS, **RANDOM, **INDEXED, **TWINS}
+ALL_OPS = {**OPS, **ROWS, **RANDOM, **LAYOUT, **INDEXED, **TWINS}
 
 #: In-place methods of ``torch.Tensor`` that are not elementwise operations, and why.
 EXCLUDED = {
-    "not data": "as_strided_ detach_ requires_grad_ resize_ resize_as_ resize_as_sparse_ set_ share_memory_ "
-    "sparse_resize_ sparse_resize_and_clear_ squeeze_ swapaxes_ swapdims_ t_ transpose_ unsqueeze_",
+    "not data": "detach_ requires_grad_ resize_as_ resize_as_sparse_ set_ share_memory_ sparse_resize_ "
+    "sparse_resize_and_clear_",
     "random": "bernoulli_ cauchy_ exponential_ geometric_ log_normal_ normal_ random_ uniform_",
     "a reduction where an index says": "index_reduce_ scatter_reduce_",
     "matrix products": "addbmm_ addmm_ addmv_ addr_ baddbmm_",

@@ -39,6 +39,7 @@ def stub() -> str:
         "from typing import Literal, TypeAlias, TypeVar, overload",
         "",
         "from torch import Generator, Tensor",
+        "from torch import memory_format as MemoryFormat",
         "",
         '_T = TypeVar("_T", bound=Tensor)',
         "Number: TypeAlias = bool | int | float | complex",
@@ -103,6 +104,20 @@ def operations() -> str:
             names = f"`{op.name}`, `{op.name[:-1]}`"
             lines.append(f"| {names} | `{op.formula}` | {op.dtypes.replace(' ', ', ')} | {op.ulp} |")
         lines.append("")
+    lines += [
+        "Of shape and layout, of any dtype:",
+        "",
+        "| operation | what it does | moves data |",
+        "| --- | --- | --- |",
+    ]
+    for op in table.LAYOUT.values():
+        if op.alias_of:
+            continue
+        names = [op.name, *(other.name for other in table.LAYOUT.values() if other.alias_of == op.name)]
+        moves = {"reshape_": "where it must", "contiguous_": "in place"}.get(op.name, "no")
+        what = op.what.replace("``", "`")
+        lines.append(f"| {', '.join(f'`{name}`' for name in names)} | {what} | {moves} |")
+    lines.append("")
     groups = [f"{name} is {', '.join(members)}" for name, members in table.DTYPE_GROUPS.items()]
     lines.append(f"x is an element of the input; {'; '.join(groups)}.")
     return "\n".join(lines) + "\n"

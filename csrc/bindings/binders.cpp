@@ -6,6 +6,7 @@
 #include <cmath>
 #include <limits>
 
+#include "device.h"
 #include "recorder.h"
 
 namespace inplace_ext {
@@ -100,6 +101,13 @@ bool open(PyObject* object, const Target& x, Source& out) {
   }
   out.tensor = plain_tensor(object);
   if (out.tensor == nullptr || !to_dtype(out.tensor->scalar_type(), out.dtype)) return false;
+  if (!same_device(*out.tensor, *x.tensor)) {
+    // Of two devices torch takes a number on the CPU alone.
+    if (out.tensor->dim() != 0 || on_device(*out.tensor)) return false;
+  } else if (on_device(*out.tensor)) {
+    // One without dims as an operand like others: reading it would wait for the device.
+    return out.tensor->dim() != 0 || out.dtype == x.dtype;
+  }
   if (out.tensor->dim() == 0) {
     // One that is still to be computed is no number: an operand like others, where x has no dims either.
     if (recorder != nullptr && !recorder->is_settled(*out.tensor))
@@ -270,6 +278,8 @@ Outcome bind_add(Op op, Slots slot) {
 // False with a Python error set where an integer tensor would be divided by zero.
 bool check_divisor(const char* name, const Target& x, const Source& other, DType common) {
   if (is_floating(common) || x.tensor->numel() == 0) return true;
+  // On a device torch divides by zero without an error, and finding one would wait for it.
+  if (on_device(*x.tensor)) return true;
   bool zero;
   if (other.is_number) {
     int64_t divisor = 0;
@@ -523,7 +533,8 @@ Outcome bind_extremum(Op op, Slots slot) {
 // x where the mask has it, and a value or another tensor elsewhere; or the other way round.
 Outcome run_masked(Op op, const Target& x, const at::Tensor& mask, const Source& value) {
   DType common = x.dtype;
-  if (mask.scalar_type() != at::kBool || !promote(x, value, common)) return Outcome::delegate;
+  if (mask.scalar_type() != at::kBool || !same_device(mask, *x.tensor) || !promote(x, value, common))
+    return Outcome::delegate;
   if (value.is_number) {
     if (x.dtype != DType::b8 && !fits(value.number, x.dtype)) return Outcome::delegate;
     Scalar s;

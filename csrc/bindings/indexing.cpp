@@ -22,6 +22,17 @@ constexpr int64_t kSharedRow = 1024;
 // From which on rows, in bytes, and lines of elements are filled by the kernels for masks.
 constexpr int64_t kLeastRow = 64, kLeastLine = 64;
 
+// There are no kernels for devices, nor where the tests emulate one.
+const at::Tensor* on_cpu(const at::Tensor* t) {
+  return t != nullptr && t->is_cpu() && active_kernels->put_indexed != nullptr ? t : nullptr;
+}
+const at::Tensor* plain_on_cpu(PyObject* object) {
+  return on_cpu(plain_tensor(object));
+}
+const at::Tensor* writable_on_cpu(PyObject* object) {
+  return on_cpu(writable_tensor(object));
+}
+
 template <class T>
 using Dims = c10::SmallVector<T, kMaxDims>;
 
@@ -198,7 +209,7 @@ struct Target {
   DType dtype;
   int64_t dim, length, step; // step in bytes
   bool open(PyObject* object, PyObject* dim_object) {
-    x = writable_tensor(object);
+    x = writable_on_cpu(object);
     Number given;
     if (x == nullptr || !to_dtype(x->scalar_type(), dtype) || !to_number(dim_object, given) ||
         given.category != Number::integer) {
@@ -270,7 +281,7 @@ Outcome bind_index_fill(Op, Slots slot) {
   static const Rule rule{"index_fill_", true, &PyExc_IndexError};
   Target t;
   Scalar value;
-  const at::Tensor* const index = plain_tensor(slot[2]);
+  const at::Tensor* const index = plain_on_cpu(slot[2]);
   if (!t.open(slot[0], slot[1]) || index == nullptr || index->scalar_type() != at::kLong ||
       !fill_value(*t.x, t.dtype, slot[3], value)) {
     return Outcome::delegate;
@@ -281,7 +292,7 @@ Outcome bind_index_fill(Op, Slots slot) {
 Outcome bind_index_copy(Op, Slots slot) {
   static const Rule rule{"index_copy_", false, &PyExc_IndexError};
   Target t;
-  const at::Tensor *const index = plain_tensor(slot[2]), *const source = plain_tensor(slot[3]);
+  const at::Tensor *const index = plain_on_cpu(slot[2]), *const source = plain_on_cpu(slot[3]);
   if (!t.open(slot[0], slot[1]) || index == nullptr || source == nullptr ||
       index->scalar_type() != at::kLong) {
     return Outcome::delegate;
@@ -294,7 +305,7 @@ Outcome bind_index_add(Op, Slots slot) {
   Target t;
   Scalar alpha{};
   bool one = true;
-  const at::Tensor *const index = plain_tensor(slot[2]), *const source = plain_tensor(slot[3]);
+  const at::Tensor *const index = plain_on_cpu(slot[2]), *const source = plain_on_cpu(slot[3]);
   if (!t.open(slot[0], slot[1]) || index == nullptr || source == nullptr || !is_index(*index) ||
       (slot[4] != nullptr && !alpha_value(t.dtype, slot[4], alpha, one))) {
     return Outcome::delegate;
@@ -344,21 +355,21 @@ Outcome bind_scatter(Op, Slots slot) {
   Target t;
   Scalar value{};
   Number number;
-  const at::Tensor* const index = plain_tensor(slot[2]);
+  const at::Tensor* const index = plain_on_cpu(slot[2]);
   if (slot[4] != nullptr && slot[4] != Py_None) return Outcome::delegate;
   if (!t.open(slot[0], slot[1]) || index == nullptr) return Outcome::delegate;
   if (to_number(slot[3], number)) {
     if (!fill_value(*t.x, t.dtype, slot[3], value)) return Outcome::delegate;
     return run_scatter(rule, Put::fill, t, *index, value, nullptr);
   }
-  const at::Tensor* const source = plain_tensor(slot[3]);
+  const at::Tensor* const source = plain_on_cpu(slot[3]);
   return source == nullptr ? Outcome::delegate : run_scatter(rule, Put::copy, t, *index, value, source);
 }
 // (input, dim, index, src)
 Outcome bind_scatter_add(Op, Slots slot) {
   static const Rule rule{"scatter_add_", false, &PyExc_RuntimeError};
   Target t;
-  const at::Tensor *const index = plain_tensor(slot[2]), *const source = plain_tensor(slot[3]);
+  const at::Tensor *const index = plain_on_cpu(slot[2]), *const source = plain_on_cpu(slot[3]);
   if (!t.open(slot[0], slot[1]) || index == nullptr || source == nullptr) return Outcome::delegate;
   return run_scatter(rule, Put::add, t, *index, {}, source);
 }
@@ -366,8 +377,8 @@ Outcome bind_scatter_add(Op, Slots slot) {
 // (input, index, source, accumulate=False): x as one dim, whatever its shape
 Outcome bind_put(Op, Slots slot) {
   static const Rule rule{"put_", true, &PyExc_IndexError};
-  const at::Tensor* const x = writable_tensor(slot[0]);
-  const at::Tensor *index = plain_tensor(slot[1]), *source = plain_tensor(slot[2]);
+  const at::Tensor* const x = writable_on_cpu(slot[0]);
+  const at::Tensor *index = plain_on_cpu(slot[1]), *source = plain_on_cpu(slot[2]);
   DType dtype;
   if (x == nullptr || index == nullptr || source == nullptr || !to_dtype(x->scalar_type(), dtype) ||
       (slot[3] != nullptr && !PyBool_Check(slot[3])) || x->numel() == 0 || index->numel() == 0 ||
@@ -495,8 +506,8 @@ struct MaskParts {
 
 // (input, mask, source)
 Outcome bind_masked_scatter(Op, Slots slot) {
-  const at::Tensor *const x = writable_tensor(slot[0]), *const mask = plain_tensor(slot[1]),
-                          *const source = plain_tensor(slot[2]);
+  const at::Tensor *const x = writable_on_cpu(slot[0]), *const mask = plain_on_cpu(slot[1]),
+                          *const source = plain_on_cpu(slot[2]);
   Masked call{};
   if (x == nullptr || mask == nullptr || source == nullptr || !to_dtype(x->scalar_type(), call.dtype) ||
       mask->scalar_type() != at::kBool || source->scalar_type() != x->scalar_type() || x->numel() == 0 ||
@@ -729,7 +740,7 @@ Outcome put_entries(const Rule& rule, const at::Tensor& x, DType dtype, const Vi
 // (input, indices, values, accumulate=False)
 Outcome bind_index_put(Op, Slots slot) {
   static const Rule rule{"index_put_", true, &PyExc_IndexError};
-  const at::Tensor *const x = writable_tensor(slot[0]), *const values = plain_tensor(slot[2]);
+  const at::Tensor *const x = writable_on_cpu(slot[0]), *const values = plain_on_cpu(slot[2]);
   DType dtype;
   if (x == nullptr || values == nullptr || !to_dtype(x->scalar_type(), dtype) ||
       !(PyTuple_Check(slot[1]) || PyList_Check(slot[1])) || (slot[3] != nullptr && !PyBool_Check(slot[3]))) {
@@ -738,7 +749,7 @@ Outcome bind_index_put(Op, Slots slot) {
   View view;
   int64_t dim = 0;
   for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(slot[1]); ++i) {
-    const at::Tensor* const index = plain_tensor(PySequence_Fast_GET_ITEM(slot[1], i));
+    const at::Tensor* const index = plain_on_cpu(PySequence_Fast_GET_ITEM(slot[1], i));
     if (index == nullptr) return Outcome::delegate;
     view.entries.push_back({dim, *index});
     dim += index->scalar_type() == at::kBool ? index->dim() : 1;
@@ -798,7 +809,7 @@ class IndexReader {
  private:
   static int64_t taken_by(PyObject* item) {
     if (item == Py_None || item == Py_Ellipsis) return 0;
-    const at::Tensor* const tensor = plain_tensor(item);
+    const at::Tensor* const tensor = plain_on_cpu(item);
     return tensor != nullptr && tensor->scalar_type() == at::kBool ? tensor->dim() : 1;
   }
   void keep(int64_t dims) {
@@ -856,7 +867,7 @@ class IndexReader {
       const at::Tensor index = list_to_index(item);
       return index.defined() && add(index);
     }
-    const at::Tensor* const index = plain_tensor(item);
+    const at::Tensor* const index = plain_on_cpu(item);
     if (index == nullptr || !(is_index(*index) || index->scalar_type() == at::kBool)) return false;
     if (index->dim() > 0 || index->scalar_type() == at::kBool) return add(*index);
     const void* const p = index->const_data_ptr();
@@ -873,13 +884,13 @@ class IndexReader {
 // (input, index, value)
 Outcome bind_setitem(Op, Slots slot) {
   static const Rule rule{"setitem_", true, &PyExc_IndexError};
-  const at::Tensor* const x = writable_tensor(slot[0]);
+  const at::Tensor* const x = writable_on_cpu(slot[0]);
   DType dtype;
   if (x == nullptr || !to_dtype(x->scalar_type(), dtype)) return Outcome::delegate;
   Value value{slot[2], nullptr};
   Number number;
   if (!to_number(slot[2], number)) {
-    value.tensor = plain_tensor(slot[2]);
+    value.tensor = plain_on_cpu(slot[2]);
     if (value.tensor == nullptr) return Outcome::delegate;
   }
   View view;
@@ -902,7 +913,8 @@ Outcome bind_setitem(Op, Slots slot) {
 } // namespace
 
 bool fill_blocks(const at::Tensor& x, DType dtype, const at::Tensor& mask, Scalar value) {
-  if (x.numel() == 0 || !broadcasts_to(mask, x) || share_memory(x, mask)) return false;
+  if (on_cpu(&x) == nullptr || x.numel() == 0 || !broadcasts_to(mask, x) || share_memory(x, mask))
+    return false;
   Masked call{};
   call.put = Put::fill;
   call.dtype = dtype;
