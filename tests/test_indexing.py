@@ -520,21 +520,69 @@ def test_masks_of_large_tensors_on_threads(dtype: torch.dtype, density: float) -
 L = torch.tensor
 MASK = L([True, False, True, False, True])
 INDICES: list[Any] = [
-    0, -1, 4, 5, -6, slice(None), slice(1, 3), slice(None, None, 2), slice(-2, None), slice(3, 1),
-    slice(0, 99), slice(None, None, -1), slice(None, None, 0), ..., None, True, False, (), [], [0, 2],
-    MASK.tolist(), [0, 7], [0.5], ["a"], [0, True], (0, 1), (0, 9), (0, 1, 2), (0, ...), (..., 0), (..., 1, 0),
-    (None, 0), (0, None, ...), (..., None), (slice(1, 3), 1), (slice(1, 3), slice(None, None, 3)), (..., ...), (0, True),
-    (False, 0), L(1), L(-1), L(9), L([0, 2]), L([0, -5]), L([5]), L([-6]), L([0, 2], dtype=torch.int32),
-    L([0], dtype=torch.int16), L([0.0]), L([1, 0, 1, 0, 1], dtype=torch.uint8), MASK, L([True, False]),
-    L(True), L([[0, 1], [2, 3]]), L([], dtype=torch.int64), (L([0, 2]), 1), (L([0, 2]), L([1, 3])),
-    (L([0, 2]), L([[1], [3]])), (L([0, 2]), L([1, 2, 3])), (slice(1, 4), L([1, 3])), (L([1, 3]), slice(1, 4)),
-    (1, L([1, 3])), (L([1, 3]), None), (L([0, 2]), None, L([1, 3])), (None, L([0, 2]), L([1, 3])),
-    ([0, 2], [1, 3]), (MASK, L([0, 1])), (MASK, L([0, 1, 2])), (slice(None), L([True] * 3 + [False] * 4)),
-    (MASK, slice(2, 5)), (slice(None), L([7])), (slice(1, 3), L([6, -7])), torch.ones(5, 7, dtype=torch.bool),
-    torch.ones(5, 6, dtype=torch.bool), torch.ones(5, 7, 1, dtype=torch.bool), (L([0]), L([0]), L([0])),
-    [L([0]), L([1])], [[0, 1], [1, 2]], [slice(0, 2)], "a", 1.5, (L([0, 2]), L(1)), (L(1), slice(None)),
-    [-1, -2], range(2), (0, L([7])),
-]  # fmt: skip
+    *(
+        0,
+        -1,
+        4,
+        5,
+        -6,
+        slice(None),
+        slice(1, 3),
+        slice(None, None, 2),
+        slice(-2, None),
+        slice(3, 1),
+        slice(0, 99),
+    ),
+    *(
+        slice(None, None, -1),
+        slice(None, None, 0),
+        ...,
+        None,
+        True,
+        False,
+        (),
+        [],
+        [0, 2],
+        MASK.tolist(),
+        [0, 7],
+    ),
+    *([0.5], ["a"], [0, True], (0, 1), (0, 9), (0, 1, 2), (0, ...), (..., 0), (..., 1, 0), (None, 0)),
+    *(
+        (0, None, ...),
+        (..., None),
+        (slice(1, 3), 1),
+        (slice(1, 3), slice(None, None, 3)),
+        (..., ...),
+        (0, True),
+    ),
+    *((False, 0), L(1), L(-1), L(9), L([0, 2]), L([0, -5]), L([5]), L([-6]), L([0, 2], dtype=torch.int32)),
+    *(
+        L([0], dtype=torch.int16),
+        L([0.0]),
+        L([1, 0, 1, 0, 1], dtype=torch.uint8),
+        MASK,
+        L([True, False]),
+        L(True),
+    ),
+    *(L([[0, 1], [2, 3]]), L([], dtype=torch.int64), (L([0, 2]), 1), (L([0, 2]), L([1, 3]))),
+    *(
+        (L([0, 2]), L([[1], [3]])),
+        (L([0, 2]), L([1, 2, 3])),
+        (slice(1, 4), L([1, 3])),
+        (L([1, 3]), slice(1, 4)),
+    ),
+    *((1, L([1, 3])), (L([1, 3]), None), (L([0, 2]), None, L([1, 3])), (None, L([0, 2]), L([1, 3]))),
+    *(([0, 2], [1, 3]), (MASK, L([0, 1])), (MASK, L([0, 1, 2])), (slice(None), L([True] * 3 + [False] * 4))),
+    *(
+        (MASK, slice(2, 5)),
+        (slice(None), L([7])),
+        (slice(1, 3), L([6, -7])),
+        torch.ones(5, 7, dtype=torch.bool),
+    ),
+    *(torch.ones(5, 6, dtype=torch.bool), torch.ones(5, 7, 1, dtype=torch.bool), (L([0]), L([0]), L([0]))),
+    *([L([0]), L([1])], [[0, 1], [1, 2]], [slice(0, 2)], "a", 1.5, (L([0, 2]), L(1)), (L(1), slice(None))),
+    *([-1, -2], range(2), (0, L([7]))),
+]
 
 
 @pytest.mark.parametrize("index", INDICES, ids=lambda index: str(index).replace("\n", ""))
@@ -624,7 +672,7 @@ def test_index_put_of_odd_arguments() -> None:
     mask = torch.tensor([True, False, True])
     for indices in [
         (None, index), [index], (), (index, index, index), (mask,), (mask, index), (mask[:2],),
-        (mask.to(torch.uint8),), (torch.tensor(1),), (torch.tensor(1), torch.tensor(0)), (torch.tensor([4]),),
+        (mask.to(torch.uint8),), (torch.tensor(1),), (torch.tensor(1), torch.tensor(0)),
         index, (index.short(),), (torch.tensor([], dtype=torch.int64),),
     ]:  # fmt: skip
         for values in (
@@ -638,6 +686,7 @@ def test_index_put_of_odd_arguments() -> None:
         ):
             call("index_put_", x, indices, values)
             call("index_put_", x, indices, values, True)
+    call("index_put_", x, (torch.tensor([4]),), one)
 
 
 @st.composite

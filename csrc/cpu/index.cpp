@@ -161,17 +161,37 @@ IE_INLINE void for_points(const Indexed& call, const Line& line, int d, int64_t 
     }
   }
 }
-// The same for elements with one index, all of them this thread's: what comes between two stores counts.
-template <class I, class F>
+// The same for elements with one index, all of them this thread's, and neighbours in memory with Dense. What
+// comes between two stores counts: a few places are known before the first of them is written.
+template <class I, bool Dense, class F>
 IE_INLINE void for_elements(const Indexed& call, const Line& line, F f) {
+  constexpr int kBatch = 4;
   const Index& index = call.index[0];
   const int64_t n = call.size[0], step = call.step[0], source_step = call.source_step[0];
-  const int64_t index_step = index.step[0], length = index.length, stride = index.stride;
+  const int64_t index_step = Dense ? sizeof(I) : index.step[0], length = index.length, stride = index.stride;
   char* x = line.data;
   const char *source = line.source, *p = line.index[0];
-  for (int64_t i = 0; i < n; ++i, x += step, source += source_step, p += index_step) {
-    const int64_t at = read<I>(p);
-    f(x + (at + (at < 0 ? length : 0)) * stride, source);
+  const auto place = [&](int64_t i) __attribute__((always_inline)) {
+    const int64_t at = read<I>(p + i * index_step);
+    return x + i * step + (at + ((at >> 63) & length)) * stride;
+  };
+  int64_t i = 0;
+  for (; i + kBatch <= n; i += kBatch) {
+    char* to[kBatch];
+#pragma GCC unroll 4
+    for (int k = 0; k < kBatch; ++k) to[k] = place(k);
+#pragma GCC unroll 4
+    for (int k = 0; k < kBatch; ++k) f(to[k], source + k * source_step);
+    x += kBatch * step, source += kBatch * source_step, p += kBatch * index_step;
+  }
+  for (int k = 0; i + k < n; ++k) f(place(k), source + k * source_step);
+}
+template <class I, class F>
+IE_INLINE void for_elements(const Indexed& call, const Line& line, F f) {
+  if (call.index[0].step[0] == sizeof(I)) {
+    for_elements<I, true>(call, line, f);
+  } else {
+    for_elements<I, false>(call, line, f);
   }
 }
 
