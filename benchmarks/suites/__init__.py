@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.case import Suite
-from benchmarks.suites import dropout, fuse, layouts, lists, ops, overhead, softmax
+from benchmarks.suites import dropout, fuse, indexing, layouts, lists, ops, overhead, rearrange, softmax
 
 SUITES: dict[str, Suite] = {
     suite.name: suite
@@ -15,5 +15,7 @@ SUITES: dict[str, Suite] = {
         lists.SUITE,
         overhead.SUITE,
         layouts.SUITE,
+        indexing.SUITE,
+        rearrange.SUITE,
     )
 }

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "binders.h"
+#include "device.h"
 #include "kernels.h"
 #include "overlap.h"
 #include "parallel.h"
@@ -123,12 +124,16 @@ bool run_softmax(const at::Tensor& x, const at::Tensor& out, const SoftmaxArgume
   }
   if (!lay_out(call, x, mask.defined() ? &mask : nullptr, arguments.dim)) return false;
   if (x.numel() == 0) {
-    last_path = {Taken::native, Path::rows};
+    last_path = {on_device(x) ? Taken::device : Taken::native, Path::rows};
     return true;
   }
   call.data = static_cast<char*>(const_cast<void*>(x.const_data_ptr()));
   call.shift = static_cast<char*>(out.mutable_data_ptr()) - call.data;
   call.mask = mask.defined() ? static_cast<const char*>(mask.const_data_ptr()) : nullptr;
+  if (on_device(x)) {
+    softmax_on_device(call, x);
+    return true;
+  }
   const CpuKernels& kernels = *active_kernels;
   Path path = Path::rows;
   parallel(call.rows(), call.length * kSoftmaxCost, [&](int64_t begin, int64_t end) {

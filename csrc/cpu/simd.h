@@ -10,6 +10,7 @@
 #include <type_traits>
 
 #include "inplace_ext/dtype.h"
+#include "inplace_ext/target.h"
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -37,8 +38,6 @@ constexpr bool kHasFma = true;
 #else
 constexpr bool kHasFma = false;
 #endif
-
-#define IE_INLINE inline __attribute__((always_inline))
 
 template <class T, int N>
 struct raw_vector {
@@ -139,6 +138,10 @@ struct Vec {
   }
 };
 
+template <class T>
+IE_INLINE T lane(Vec<T> a, int i) {
+  return a.v[i];
+}
 template <class T>
 IE_INLINE Vec<T> operator+(Vec<T> a, Vec<T> b) {
   return a.v + b.v;
