@@ -105,7 +105,7 @@ bool takes_softmax(const at::Tensor& x, SoftmaxArguments& arguments) {
   if (arguments.dim < -dims || arguments.dim >= dims) return false;
   if (arguments.dim < 0) arguments.dim += dims;
   if (arguments.mask == nullptr) return true;
-  return to_dtype(arguments.mask->scalar_type(), mask_dtype) &&
+  return same_device(*arguments.mask, x) && to_dtype(arguments.mask->scalar_type(), mask_dtype) &&
          (mask_dtype == DType::b8 || mask_dtype == dtype) && broadcasts_to(*arguments.mask, x);
 }
 
