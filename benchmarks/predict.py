@@ -45,7 +45,9 @@ def calls(n: int) -> dict[str, tuple[Callable[[], object], int]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--elements", type=int, default=1 << 20)
     n = parser.parse_args().elements
     reason = emulated.missing()

@@ -108,7 +108,11 @@ def library() -> ctypes.CDLL:
     """The device with the kernels of csrc/cuda, known to the compiled module as "emulated"."""
     assert _native.module is not None
     path = build(
-        "kernels", "library.cpp", "programs.cpp", "csrc/cuda/interpreter_floats.cu", "csrc/cuda/interpreter_integers.cu"
+        "kernels",
+        "library.cpp",
+        "programs.cpp",
+        "csrc/cuda/interpreter_floats.cu",
+        "csrc/cuda/interpreter_integers.cu",
     )
     assert _native.module.load_kernels(str(path)) == "emulated"
     lib = ctypes.CDLL(str(path))
