@@ -127,7 +127,9 @@ def find_toolkit() -> Toolkit | None:
     if version is None:
         return None
     if not home:  # what is on PATH may be a script or a link
-        plan = subprocess.run([nvcc, "--dryrun", "-E", "-x", "cu", os.devnull], capture_output=True, text=True)
+        plan = subprocess.run(
+            [nvcc, "--dryrun", "-E", "-x", "cu", os.devnull], capture_output=True, text=True
+        )
         here = re.search(r"_HERE_=(.+)", plan.stderr)
         home = str(Path(here[1].strip() if here else nvcc).parent)
     return Toolkit(Path(home), (int(version[1]), int(version[2])))

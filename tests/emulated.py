@@ -74,7 +74,7 @@ def build(name: str, *sources: str) -> Path:
         f for folder in ("csrc/include", "csrc/cuda", "tests/emulate") for f in (ROOT / folder).rglob("*")
     ]
     digest = hashlib.sha256(repr((version, flags, sources, str(HEADERS))).encode())
-    for file in sorted(f for f in inputs if f.suffix in (".h", ".cuh", ".cpp")):
+    for file in sorted(f for f in inputs if f.suffix in (".h", ".cuh", ".cpp", ".cu")):
         digest.update(file.read_bytes())
     folder = ROOT / "build" / "emulate" / digest.hexdigest()[:16]
     target = folder / f"{name}.so"
@@ -84,7 +84,8 @@ def build(name: str, *sources: str) -> Path:
 
     def compile_one(source: str) -> str:
         made = folder / f"{name}-{Path(source).stem}.o"
-        _run([*COMPILER, *flags, "-c", str(EMULATE / source), "-o", str(made)])
+        path = ROOT / source if "/" in source else EMULATE / source
+        _run([*COMPILER, *flags, "-x", "c++", "-c", str(path), "-o", str(made)])
         return str(made)
 
     with ThreadPoolExecutor() as pool:
@@ -106,7 +107,13 @@ def _run(command: list[str]) -> None:
 def library() -> ctypes.CDLL:
     """The device with the kernels of csrc/cuda, known to the compiled module as "emulated"."""
     assert _native.module is not None
-    path = build("kernels", "library.cpp", "programs.cpp")
+    path = build(
+        "kernels",
+        "library.cpp",
+        "programs.cpp",
+        "csrc/cuda/interpreter_floats.cu",
+        "csrc/cuda/interpreter_integers.cu",
+    )
     assert _native.module.load_kernels(str(path)) == "emulated"
     lib = ctypes.CDLL(str(path))
     lib.inplace_ext_emulate_launches.restype = ctypes.c_char_p

@@ -1,6 +1,7 @@
 // What the files of the emulated library share.
 #pragma once
 #include <algorithm>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 
@@ -34,18 +35,20 @@ inline void allow_view(const char* p, const int64_t* size, const int64_t* stride
     allow_view(p + i * stride[d], size, stride, d, item, writable);
 }
 
+// What the kernels may touch while a call runs; calls run one after the other.
 class Memory {
  public:
-  Memory() = default;
+  Memory() : lock_(one_at_a_time) {}
   ~Memory() {
     emulate::clear_memory();
   }
   Memory(const Memory&) = delete;
+
+ private:
+  static inline std::mutex one_at_a_time;
+  std::lock_guard<std::mutex> lock_;
 };
 
-inline void whole(int64_t begin, int64_t end, int64_t n) {
-  if (begin != 0 || end != n) throw std::runtime_error("emulated device: runs with one thread alone");
-}
 inline void check(cudaError_t error) {
   if (error != cudaSuccess) throw std::runtime_error("emulated device: error " + std::to_string(error));
 }
