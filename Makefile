@@ -86,9 +86,11 @@ wheel: venv  ## build a wheel of this platform and an sdist into dist/
 	$(PY) -m build --sdist --no-isolation
 	@ls -l dist
 
-bench: build  ## print the tables of benchmarks: operations, layouts, softmax, dropout, chains, threads
+bench: build  ## print the tables of benchmarks: operations, layouts, indexing, softmax, dropout, chains, threads
 	$(PY) benchmarks/ops.py
 	$(PY) benchmarks/layouts.py
+	$(PY) benchmarks/layout_changes.py
+	$(PY) benchmarks/indexing.py
 	$(PY) benchmarks/softmax.py
 	$(PY) benchmarks/dropout.py
 	$(PY) benchmarks/fuse.py

@@ -53,7 +53,7 @@ KERNEL_FLAGS = [
 # bindings.
 CUDA_FLAGS = [
     *("-O3", _CXX_STANDARD, "-fmad=false", "--expt-relaxed-constexpr", "-Werror", "all-warnings"),
-    *("-Xcompiler", "-fvisibility=hidden,-Wall,-Wno-psabi,-fwrapv", "-g0"),
+    *("-Xcompiler", "-fvisibility=hidden,-Wall,-Wno-psabi,-fwrapv,-g0"),
 ]
 #: Compute capabilities where neither TORCH_CUDA_ARCH_LIST nor a device says which: from Turing on, what the
 #: toolkit of torch compiles for, with PTX at the end for devices to come. Code for 8.0 runs on 8.6 and 8.9.
@@ -127,7 +127,9 @@ def find_toolkit() -> Toolkit | None:
     if version is None:
         return None
     if not home:  # what is on PATH may be a script or a link
-        plan = subprocess.run([nvcc, "--dryrun", "-E", "-x", "cu", os.devnull], capture_output=True, text=True)
+        plan = subprocess.run(
+            [nvcc, "--dryrun", "-E", "-x", "cu", os.devnull], capture_output=True, text=True
+        )
         here = re.search(r"_HERE_=(.+)", plan.stderr)
         home = str(Path(here[1].strip() if here else nvcc).parent)
     return Toolkit(Path(home), (int(version[1]), int(version[2])))

@@ -942,8 +942,8 @@ def fuse(function: Any = None, /, *, round_each: bool = False) -> Any:
     arguments are the same for all. What it returns are the lists.
 
     Values: those of the separate calls; those of float16 and bfloat16 with one rounding. ``dropout_`` takes
-    its seed from the generator at each call. Torch's own dropout is drawn as :func:`dropout_` draws where it is fused:
-    other elements are kept than torch would keep.
+    its seed from the generator at each call. Torch's own dropout is drawn as :func:`dropout_` draws where it
+    is fused: other elements are kept than torch would keep.
 
     Errors, each raised before anything is written:
         FuseError: the function reads data (``if x.sum() > 0``, ``x.item()``), does what is not elementwise,

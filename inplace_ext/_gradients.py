@@ -24,9 +24,11 @@ def _limit_(grad: torch.Tensor, low: float, high: float) -> None:
     grad.clamp_(low, high)
 
 
-def _gradients(parameters: Parameters) -> list[torch.Tensor]:
-    tensors = [parameters] if isinstance(parameters, torch.Tensor) else parameters
-    return [grad for p in tensors if (grad := p.grad) is not None]
+def _gradients(parameters: list[torch.Tensor]) -> list[torch.Tensor]:
+    if _native.module is not None:
+        found: list[torch.Tensor] = _native.module.gradients(parameters)
+        return found
+    return [grad for p in parameters if (grad := p.grad) is not None]
 
 
 def _nonfinite(norm_type: float) -> RuntimeError:

@@ -454,20 +454,24 @@ Outcome bind_pow(Op, Slots slot) {
   return run_binary(Op::pow_, x, exponent, Op::count, /*round_scalar=*/true);
 }
 
-Outcome fill_number(const Target& x, const Number& v) {
-  Scalar s;
+// The number as the moves take it; false where torch is to convert it.
+bool to_fill(const Target& x, const Number& v, Scalar& s) {
   if (x.floating()) {
-    if (!fits(v, x.dtype)) return Outcome::delegate;
+    if (!fits(v, x.dtype)) return false;
     s = to_scalar(v, compute_dtype(x.dtype));
     // float16 and bfloat16 are converted from the number, not from its float32.
     if (is_reduced_floating(x.dtype)) s.d = v.as_double();
   } else if (x.dtype == DType::b8) {
     s.i = v.category == Number::floating ? v.d != 0 : v.i != 0;
   } else {
-    if (!fits(v, x.dtype)) return Outcome::delegate;
+    if (!fits(v, x.dtype)) return false;
     s.i = v.i;
   }
-  return execute_move(*x.tensor, x.dtype, scalar_argument(s));
+  return true;
+}
+Outcome fill_number(const Target& x, const Number& v) {
+  Scalar s;
+  return to_fill(x, v, s) ? execute_move(*x.tensor, x.dtype, scalar_argument(s)) : Outcome::delegate;
 }
 Outcome bind_fill(Op, Slots slot) {
   Target x;
@@ -527,16 +531,17 @@ Outcome bind_extremum(Op op, Slots slot) {
 }
 
 // x where the mask has it, and a value or another tensor elsewhere; or the other way round.
-Outcome bind_masked(Op op, Slots slot) {
-  Target x;
-  Source value;
-  const at::Tensor* const mask = plain_tensor(slot[1]);
-  if (!x.open(slot[0]) || mask == nullptr || mask->scalar_type() != at::kBool) return Outcome::delegate;
-  if (!open(slot[2], x, value)) return Outcome::delegate;
+Outcome run_masked(Op op, const Target& x, const at::Tensor& mask, const Source& value) {
   DType common = x.dtype;
-  if (!promote(x, value, common)) return Outcome::delegate;
+  if (mask.scalar_type() != at::kBool || !same_device(mask, *x.tensor) || !promote(x, value, common))
+    return Outcome::delegate;
   if (value.is_number) {
     if (x.dtype != DType::b8 && !fits(value.number, x.dtype)) return Outcome::delegate;
+    Scalar s;
+    if (op == Op::masked_fill_ && recorder == nullptr && to_fill(x, value.number, s) &&
+        fill_blocks(*x.tensor, x.dtype, mask, s)) {
+      return Outcome::done;
+    }
   } else if (op == Op::masked_fill_) {
     return Outcome::delegate;
   }
@@ -544,8 +549,15 @@ Outcome bind_masked(Op op, Slots slot) {
   const DType compute = compute_dtype(x.dtype);
   Argument m;
   m.kind = Operand::tensor;
-  m.tensor = mask;
+  m.tensor = &mask;
   return execute(op, *x.tensor, x.dtype, compute, m, to_argument(value, compute));
+}
+Outcome bind_masked(Op op, Slots slot) {
+  Target x;
+  Source value;
+  const at::Tensor* const mask = plain_tensor(slot[1]);
+  if (!x.open(slot[0]) || mask == nullptr || !open(slot[2], x, value)) return Outcome::delegate;
+  return run_masked(op, x, *mask, value);
 }
 
 Outcome bind_nan_to_num(Op op, Slots slot) {
@@ -749,7 +761,7 @@ bool is_public(Op op) {
 }
 
 const Binding* find_binding(const std::string& name) {
-  for (const auto bindings : {row_bindings(), dropout_bindings()}) {
+  for (const auto bindings : {row_bindings(), dropout_bindings(), indexing_bindings()}) {
     for (const Binding& binding : bindings) {
       if (name == binding.name) return &binding;
     }
@@ -758,6 +770,28 @@ const Binding* find_binding(const std::string& name) {
 }
 
 } // namespace
+
+bool fill_value(const at::Tensor& x, DType dtype, PyObject* value, Scalar& out) {
+  const Target target{&x, dtype};
+  Source source;
+  return open(value, target, source) && source.is_number && to_fill(target, source.number, out);
+}
+bool alpha_value(DType dtype, PyObject* value, Scalar& out, bool& one) {
+  Number alpha;
+  if (!to_number(value, alpha) || alpha.category > category(dtype) || alpha.category == Number::boolean)
+    return false;
+  one = alpha.as_double() == 1;
+  if (one) return true;
+  if (dtype == DType::b8 || !fits(alpha, dtype)) return false;
+  out = to_scalar(alpha, compute_dtype(dtype));
+  if (is_reduced_floating(dtype)) out.d = rounded_to(dtype, out.d);
+  return true;
+}
+Outcome fill_masked(const at::Tensor& x, DType dtype, const at::Tensor& mask, PyObject* value) {
+  const Target target{&x, dtype};
+  Source source;
+  return open(value, target, source) ? run_masked(Op::masked_fill_, target, mask, source) : Outcome::delegate;
+}
 
 Binder find_binder(const std::string& name, Op& op) {
   op = op_named(name);

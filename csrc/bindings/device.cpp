@@ -16,8 +16,8 @@ namespace {
 
 constexpr int kMaxDevices = 64;
 
-// Asked for once for each device; the GIL, or the driver's own lock, keeps two threads from harm: both write the
-// same.
+// Asked for once for each device; the GIL, or the driver's own lock, keeps two threads from harm: both write
+// the same.
 const Device& properties_of(int index) {
   static std::array<Device, kMaxDevices> known{};
   TORCH_CHECK(index >= 0 && index < kMaxDevices, "inplace_ext: device ", index, " is one too many");
@@ -120,14 +120,15 @@ at::Tensor clip_on_device(const std::vector<at::Tensor>& tensors, double order, 
   const at::Tensor factor = at::empty({}, options.dtype(dtype == DType::f64 ? at::kDouble : at::kFloat));
   double* const sum = sums.mutable_data_ptr<double>();
   for (size_t i = 0; i < lists.size(); ++i) {
-    launch.check(cuda_kernels->norm_parts(lists[i], dtype, norm, sum + before[i], launch.device(),
-                                          launch.stream()));
+    launch.check(
+        cuda_kernels->norm_parts(lists[i], dtype, norm, sum + before[i], launch.device(), launch.stream()));
   }
   launch.check(cuda_kernels->norm_final(sum, parts, dtype, norm, most, total.mutable_data_ptr(),
                                         factor.mutable_data_ptr(), launch.stream()));
   if (look && !std::isfinite(total.item().toDouble())) return {};
   for (const cuda::TensorList& list : lists) {
-    launch.check(cuda_kernels->scale_by(list, dtype, factor.const_data_ptr(), launch.device(), launch.stream()));
+    launch.check(
+        cuda_kernels->scale_by(list, dtype, factor.const_data_ptr(), launch.device(), launch.stream()));
   }
   last_path = {Taken::device, Path::listed};
   return total;

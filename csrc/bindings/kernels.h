@@ -46,6 +46,8 @@ bool run_dropout(const at::Tensor& x, const at::Tensor& out, const DropoutArgume
 // A seed from a generator of the CPU, the default one where none is given.
 uint64_t draw_seed(const std::optional<at::Generator>& generator);
 
+// A list of the gradients of tensors, of those that have one; null with a Python error set.
+PyObject* gradients(PyObject* parameters);
 // The norm of all elements of all tensors together, of order 1, 2 or infinity, in double precision; empty
 // where a tensor is none that the kernels take: plain, dense, of one dtype, float32 or float64. The same for
 // any number of threads.

@@ -1,4 +1,5 @@
 // The compiled module inplace_ext._C.
+#include <ATen/core/grad_mode.h>
 #include <dlfcn.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -13,7 +14,9 @@
 #include "functions.h"
 #include "fuse.h"
 #include "kernels.h"
+#include "layout.h"
 #include "tensors.h"
+#include "transpose.h"
 
 namespace py = pybind11;
 
@@ -63,11 +66,13 @@ void use_capability(const std::string& name) {
 }
 
 std::string path_name() {
-  static const char* const names[] = {"loop",    "staged",       "blocked",       "program",
-                                      "move",    "streaming",    "rows",          "long_rows",
-                                      "columns", "long_columns", "gathered_rows", "long_gathered_rows",
-                                      "draws",   "tiled_draws",  "gathered_draws", "flat",
-                                      "strided", "across",       "wide",          "listed"};
+  static const char* const names[] = {
+      "loop",        "staged",      "blocked",        "program",      "move",          "streaming",
+      "rows",        "long_rows",   "columns",        "long_columns", "gathered_rows", "long_gathered_rows",
+      "draws",       "tiled_draws", "gathered_draws", "buffered",     "tiles",         "cycles",
+      "strips",      "panels",      "large_panels",   "gathered",     "index_rows",    "index_elements",
+      "mask_blocks", "mask_rows",   "mask_elements",  "flat",         "strided",       "across",
+      "wide",        "listed"};
   switch (last_path.taken) {
     case Taken::none:
       return "";
@@ -77,7 +82,8 @@ std::string path_name() {
     case Taken::device:
       break;
   }
-  return std::string(last_path.taken == Taken::device ? "cuda" : active_kernels->capability) + ":" + names[static_cast<int>(last_path.path)];
+  return std::string(last_path.taken == Taken::device ? "cuda" : active_kernels->capability) + ":" +
+         names[static_cast<int>(last_path.path)];
 }
 
 DType dtype_named(const std::string& name) {
@@ -251,14 +257,15 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "make_function",
       [](const std::string& name, const py::object& kernel, const std::string& signature,
-         const std::string& doc, const py::object& delegate, const py::object& guarded, bool divides) {
+         const std::string& doc, const py::object& delegate, const py::object& guarded, bool divides,
+         bool indexes) {
         PyObject* f = make_function(name, kernel.is_none() ? "" : kernel.cast<std::string>(), signature, doc,
-                                    delegate.ptr(), guarded.ptr(), divides);
+                                    delegate.ptr(), guarded.ptr(), divides, indexes);
         if (f == nullptr) throw py::error_already_set();
         return py::reinterpret_steal<py::object>(f);
       },
       py::arg("name"), py::arg("kernel_name"), py::arg("signature"), py::arg("doc"), py::arg("delegate"),
-      py::arg("guarded"), py::arg("divides"));
+      py::arg("guarded"), py::arg("divides"), py::arg("indexes"));
   m.def("set_error_hook", [](const py::object& hook) { set_error_hook(hook.ptr()); });
   m.def("set_traced",
         [](const py::object& type, const py::object& hook) { set_traced(type.ptr(), hook.ptr()); });
@@ -275,11 +282,34 @@ PYBIND11_MODULE(_C, m) {
     return names;
   });
   m.def("set_streaming_move_bytes", [](int64_t bytes) { return std::exchange(streaming_move_bytes, bytes); });
+  m.def(
+      "rearrange",
+      [](const py::object& object, bool channels_last) {
+        // Where the elements lie is nothing that autograd records.
+        const c10::AutoGradMode no_grad(false);
+        if (!functions_enabled() || !no_modes()) return false;
+        const at::Tensor* const x = plain_tensor(object.ptr());
+        return x != nullptr && x->is_cpu() && active_kernels->turn != nullptr && rearrange(*x, channels_last);
+      },
+      "Gives a plain tensor the strides of a memory format, where its data lies; False where it does not.");
+  m.def(
+      "set_panel_bytes",
+      [](int64_t bytes) {
+        if (bytes < kMinPanelBytes)
+          throw py::value_error("set_panel_bytes: at least " + std::to_string(kMinPanelBytes));
+        return std::exchange(panel_bytes, bytes);
+      },
+      "Sets the size of the memory through which data is turned; returns what it was.");
   m.def("last_path", path_name, "The path that the last call on this thread took.");
   m.def("run_program", run_program, py::arg("compute"), py::arg("stages"), py::arg("tensors"),
         py::arg("scalars"));
   m.def("build_info", build_info);
   define_fuse(m);
+  m.def("gradients", [](const py::object& parameters) {
+    PyObject* const found = gradients(parameters.ptr());
+    if (found == nullptr) throw py::error_already_set();
+    return py::reinterpret_steal<py::list>(found);
+  });
   m.def(
       "clip_on_device",
       [](const py::list& list, double order, double most, bool look) -> py::object {

@@ -127,17 +127,8 @@ bool make_space(Space& space, const at::Tensor* const* tensors, const DType* dty
   return true;
 }
 
-// Finds out whether the operand can be read while x is written, and as what. Its elements may lie at the same
-// places as those of x, or nowhere in x; else it is copied first if it is small, and refused if not: a copy
-// would cost what an in-place operation is there to save.
-Outcome take_operand(const at::Tensor& x, DType x_dtype, const at::Tensor& operand, DType& dtype,
-                     at::Tensor& copy, const at::Tensor*& out) {
-  if (!to_dtype(operand.scalar_type(), dtype) || !broadcasts_to(operand, x)) return Outcome::delegate;
-  out = &operand;
-  if (!may_share(x, item_size(x_dtype), operand, item_size(dtype))) return Outcome::done;
-  // Torch has an error of its own for the simple cases; what it would compute wrongly is seen to here.
-  if (at::get_overlap_status(x, operand) == at::MemOverlapStatus::Partial) return Outcome::delegate;
-  if (operand.numel() * item_size(dtype) > kOperandBuffer) {
+Outcome buffer_operand(const at::Tensor& operand, at::Tensor& copy, const at::Tensor*& out) {
+  if (static_cast<int64_t>(operand.numel() * operand.element_size()) > kOperandBuffer) {
     PyErr_Format(
         PyExc_RuntimeError,
         "unsupported operation: an operand shares memory with input, at other positions, and is too large "
@@ -148,6 +139,19 @@ Outcome take_operand(const at::Tensor& x, DType x_dtype, const at::Tensor& opera
   copy = operand.clone();
   out = &copy;
   return Outcome::done;
+}
+
+// Finds out whether the operand can be read while x is written, and as what. Its elements may lie at the same
+// places as those of x, or nowhere in x; else it is copied first if it is small, and refused if not: a copy
+// would cost what an in-place operation is there to save.
+Outcome take_operand(const at::Tensor& x, DType x_dtype, const at::Tensor& operand, DType& dtype,
+                     at::Tensor& copy, const at::Tensor*& out) {
+  if (!to_dtype(operand.scalar_type(), dtype) || !broadcasts_to(operand, x)) return Outcome::delegate;
+  out = &operand;
+  if (!may_share(x, item_size(x_dtype), operand, item_size(dtype))) return Outcome::done;
+  // Torch has an error of its own for the simple cases; what it would compute wrongly is seen to here.
+  if (at::get_overlap_status(x, operand) == at::MemOverlapStatus::Partial) return Outcome::delegate;
+  return buffer_operand(operand, copy, out);
 }
 
 void run_space(const Program& program, const Space& space, const at::Tensor& x) {
@@ -313,8 +317,8 @@ Outcome execute(Op op, const at::Tensor& x, DType x_dtype, DType compute, Argume
       variant |= i == 0 ? kScalarB : kScalarC;
     } else if (a.kind == Operand::tensor) {
       DType dtype;
-      flat =
-          a.tensor->is_cpu() && same_layout(x, *a.tensor) && to_dtype(a.tensor->scalar_type(), dtype) && dtype == operand_dtype[i];
+      flat = a.tensor->is_cpu() && same_layout(x, *a.tensor) && to_dtype(a.tensor->scalar_type(), dtype) &&
+             dtype == operand_dtype[i];
       if (!flat) break;
       const char* p = static_cast<const char*>(a.tensor->const_data_ptr());
       // The same memory, or none in common.
@@ -418,6 +422,16 @@ Outcome execute_move(const at::Tensor& x, DType x_dtype, Argument source) {
     count = 2;
   }
   return run_on(program, tensors, dtypes, mutated, count, x);
+}
+
+Outcome take_unshared(const at::Tensor& x, const at::Tensor& operand, bool torch_refuses, at::Tensor& copy,
+                      const at::Tensor*& out) {
+  out = &operand;
+  const bool same = x.numel() != 0 && operand.numel() != 0 && x.const_data_ptr() == operand.const_data_ptr();
+  if (!same && !share_memory(x, operand)) return Outcome::done;
+  const at::MemOverlapStatus status = at::get_overlap_status(x, operand);
+  const bool plain = status == at::MemOverlapStatus::Full || status == at::MemOverlapStatus::Partial;
+  return torch_refuses && plain ? Outcome::delegate : buffer_operand(operand, copy, out);
 }
 
 bool share_memory(const at::Tensor& a, const at::Tensor& b) {

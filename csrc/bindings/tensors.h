@@ -100,6 +100,11 @@ void execute_all(const Work* work, int64_t count, bool concurrently);
 // Whether two tensors may share memory without lying at the same places in it.
 bool share_memory(const at::Tensor& a, const at::Tensor& b);
 
+// Finds out whether the operand can be read while elements of x are written in another order than its own,
+// and as what: itself, or a copy where they share memory and it is small. Leaves to torch what torch refuses.
+Outcome take_unshared(const at::Tensor& x, const at::Tensor& operand, bool torch_refuses, at::Tensor& copy,
+                      const at::Tensor*& out);
+
 // True if an integer tensor holds a zero.
 bool holds_zero(const at::Tensor& t, DType dtype);
 

@@ -200,7 +200,8 @@ struct Row {
   // The exponentials of a block of scores, added to the partial sums, and left in place of the scores.
   // Meanwhile the memory of the next row is asked for, which would idle else.
   template <bool Keep>
-  IE_INLINE void sum_block(C* p, int64_t n, const char* next, const SoftmaxBase<C>& base, Lanes<C>& total) const {
+  IE_INLINE void sum_block(C* p, int64_t n, const char* next, const SoftmaxBase<C>& base,
+                           Lanes<C>& total) const {
     Lanes<C> part;
     for (int64_t i = 0; i < n; i += kLanes<C>) {
       __builtin_prefetch(next + i * sizeof(S), 1);
@@ -337,7 +338,8 @@ struct Columns {
       for (int64_t i = 0; i < width; i += V::N)
         max(V::load(p + i), V::load(base.top + i)).store(base.top + i);
     }
-    for (int64_t i = 0; i < width; i += V::N) base.set(i, SoftmaxBase<C>(V::load(base.top + i), call.logarithm));
+    for (int64_t i = 0; i < width; i += V::N)
+      base.set(i, SoftmaxBase<C>(V::load(base.top + i), call.logarithm));
     // Partial sums that no element goes to stay 0, and adding them would change nothing.
     int64_t lanes = std::min<int64_t>(L, length);
     std::fill(total, total + lanes * width, C(0));

@@ -17,8 +17,8 @@ constexpr bool is_cheap(Form form, int cost) {
 }
 
 // What an instruction does once its operand b is there: an operation of the table, or a stage beside them.
-// kKeep puts the operand into a temporary: of two tensors the second waits there while the first is fetched, so
-// that while a thread waits for memory it holds no more than the accumulator.
+// kKeep puts the operand into a temporary: of two tensors the second waits there while the first is fetched,
+// so that while a thread waits for memory it holds no more than the accumulator.
 enum InstructionCode : uint8_t { kKeep = kStageCodes };
 static_assert(kStageCodes < 0xff);
 
@@ -26,8 +26,8 @@ struct Instruction {
   uint8_t code;
   Operand b_kind, c_kind; // c is no tensor
   uint8_t b, c;
-  uint8_t to; // of kStore the tensor, or kMaxTensors + temporary, of kKeep the temporary, of kRound the dtype, of
-              // an operation the number that is its third operand
+  uint8_t to; // of kStore the tensor, or kMaxTensors + temporary, of kKeep the temporary, of kRound the
+              // dtype, of an operation the number that is its third operand
 };
 
 constexpr int kMaxInstructions = 2 * kMaxStages;

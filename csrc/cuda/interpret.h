@@ -57,11 +57,11 @@ cudaError_t Interpreter<C, E, All>::run(const ListArguments& arguments, dim3 gri
   template cudaError_t Interpreter<C, E, ALL>::run(const SpaceArguments<uint32_t>&, dim3, cudaStream_t); \
   template cudaError_t Interpreter<C, E, ALL>::run(const SpaceArguments<uint64_t>&, dim3, cudaStream_t); \
   template cudaError_t Interpreter<C, E, ALL>::run(const ListArguments&, dim3, cudaStream_t);
-#define INPLACE_EXT_ELSEWHERE(C, E, ALL)                                                        \
+#define INPLACE_EXT_ELSEWHERE(C, E, ALL)                                                         \
   extern template cudaError_t Interpreter<C, E, ALL>::run(const SpaceArguments<uint32_t>&, dim3, \
-                                                          cudaStream_t);                        \
+                                                          cudaStream_t);                         \
   extern template cudaError_t Interpreter<C, E, ALL>::run(const SpaceArguments<uint64_t>&, dim3, \
-                                                          cudaStream_t);                        \
+                                                          cudaStream_t);                         \
   extern template cudaError_t Interpreter<C, E, ALL>::run(const ListArguments&, dim3, cudaStream_t);
 
 // ---- the choice -------------------------------------------------------------------------------------------
@@ -176,8 +176,8 @@ class Compiler {
 
   Instruction& emit(int code, Operand kind = Operand::none, int index = 0, int to = 0) {
     Instruction& made = out_.code.instruction[out_.code.instructions++];
-    made = {static_cast<uint8_t>(code),  kind, Operand::none, static_cast<uint8_t>(index), 0,
-            static_cast<uint8_t>(to)};
+    made = {static_cast<uint8_t>(code),  kind, Operand::none,
+            static_cast<uint8_t>(index), 0,    static_cast<uint8_t>(to)};
     return made;
   }
   int keep_slot(int i) {
@@ -226,7 +226,7 @@ class Compiler {
 // Calls f(Interpreter<...>{}) with the one that the program needs.
 template <class F>
 cudaError_t with_interpreter(const Compiled& compiled, const F& f) {
-#define INPLACE_EXT_CHOOSE(C, E, ALL)                                                             \
+#define INPLACE_EXT_CHOOSE(C, E, ALL)                                                                \
   if (compiled.compute == storage_traits<C>::dtype && compiled.elements == E && compiled.all == ALL) \
     return f(Interpreter<C, E, ALL>{});
   INPLACE_EXT_FLOATING_INTERPRETERS(INPLACE_EXT_CHOOSE)
@@ -284,8 +284,7 @@ struct Layout {
       const int bytes = item * compiled.elements;
       const bool in_rows = stride_of(space, t, 0, item) == item && size[0] % compiled.elements == 0;
       const auto address = reinterpret_cast<uintptr_t>(space.tensor[t].data);
-      if (bytes <= 16 && address % bytes == 0 && !constant &&
-          (follows || (in_rows && apart % bytes == 0)))
+      if (bytes <= 16 && address % bytes == 0 && !constant && (follows || (in_rows && apart % bytes == 0)))
         mode[t] |= kVector;
       else if (!broadcasts && !(n == 1))
         across = true;
@@ -336,7 +335,10 @@ inline cudaError_t run(const Program& program, const Space& space, const Device&
   const Compiler compiler(program, dtypes, space.tensors, compiled);
   Layout layout(program, space, compiled);
   layout.narrow &= !wide;
-  path = !layout.narrow ? Path::wide : layout.across ? Path::across : layout.linear ? Path::flat : Path::strided;
+  path = !layout.narrow  ? Path::wide
+         : layout.across ? Path::across
+         : layout.linear ? Path::flat
+                         : Path::strided;
   const int64_t tile = int64_t{kBlock} * compiled.elements;
   const dim3 grid = blocks_for((layout.n + tile - 1) / tile, device);
   return with_interpreter(compiled, [&](auto interpreter) {

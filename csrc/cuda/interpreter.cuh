@@ -41,8 +41,7 @@ IE_INLINE void apply_to_all(Pack<C, E>& a, Pack<C, E>& b, Pack<C, E>& c, C d) {
   using V = Vec<C>;
   if constexpr (Cost <= 1) {
     IE_UNROLL(16)
-    for (int i = 0; i < E; ++i)
-      a.set(i, apply<Functor, F>(V(a.get(i)), V(b.get(i)), V(c.get(i)), V(d)).v);
+    for (int i = 0; i < E; ++i) a.set(i, apply<Functor, F>(V(a.get(i)), V(b.get(i)), V(c.get(i)), V(d)).v);
   } else {
     IE_NO_UNROLL
     for (int i = 0; i < E; ++i) {
@@ -59,7 +58,8 @@ IE_INLINE C scalar_of(const Code& code, int index) {
   if constexpr (sizeof(C) == 8) {
     return bits_as<C>(code.scalar[index]);
   } else {
-    using U = std::conditional_t<sizeof(C) == 4, uint32_t, std::conditional_t<sizeof(C) == 2, uint16_t, uint8_t>>;
+    using U =
+        std::conditional_t<sizeof(C) == 4, uint32_t, std::conditional_t<sizeof(C) == 2, uint16_t, uint8_t>>;
     return bits_as<C>(static_cast<U>(code.scalar[index]));
   }
 }
@@ -81,21 +81,21 @@ IE_INLINE void interpret(const Code& code, const Memory& memory, const Temporari
       b.fill(scalar_of<C>(code, step.b));
     }
     switch (step.code) {
-#define INPLACE_EXT_CASE(NAME, FUNCTOR, FORM, TYPES, COST)                       \
-  case static_cast<int>(Op::NAME):                                               \
+#define INPLACE_EXT_CASE(NAME, FUNCTOR, FORM, TYPES, COST)                                   \
+  case static_cast<int>(Op::NAME):                                                           \
     if constexpr (has_form(Types::TYPES, kCompute) && (All || is_cheap(Form::FORM, COST))) { \
-      Pack<C, E> c{};                                                            \
-      C d(0);                                                                    \
-      if constexpr (operands_of(Form::FORM) == 2) {                              \
-        if (step.c_kind == Operand::temporary) {                                 \
-          temporaries.load(step.c, c);                                           \
-        } else {                                                                 \
-          c.fill(scalar_of<C>(code, step.c));                                    \
-        }                                                                        \
-      }                                                                          \
-      if constexpr (takes_third(Form::FORM)) d = scalar_of<C>(code, step.to);    \
-      apply_to_all<FUNCTOR, Form::FORM, COST>(a, b, c, d);                       \
-    }                                                                            \
+      Pack<C, E> c{};                                                                        \
+      C d(0);                                                                                \
+      if constexpr (operands_of(Form::FORM) == 2) {                                          \
+        if (step.c_kind == Operand::temporary) {                                             \
+          temporaries.load(step.c, c);                                                       \
+        } else {                                                                             \
+          c.fill(scalar_of<C>(code, step.c));                                                \
+        }                                                                                    \
+      }                                                                                      \
+      if constexpr (takes_third(Form::FORM)) d = scalar_of<C>(code, step.to);                \
+      apply_to_all<FUNCTOR, Form::FORM, COST>(a, b, c, d);                                   \
+    }                                                                                        \
     break;
       INPLACE_EXT_OPS(INPLACE_EXT_CASE)
 #undef INPLACE_EXT_CASE
@@ -353,9 +353,9 @@ struct Elements {
 // operations up to 80; those are bound by arithmetic.
 template <class C, int E, bool All, class Index>
 constexpr int kBlocks = All && std::is_floating_point_v<C> && (E == 8 || sizeof(C) == 8) ? 3
-                        : All || E * sizeof(C) > 16 || sizeof(Index) > 4                         ? 4
-                        : sizeof(C) == 8                                                         ? 6
-                                                                                                 : 8;
+                        : All || E * sizeof(C) > 16 || sizeof(Index) > 4                 ? 4
+                        : sizeof(C) == 8                                                 ? 6
+                                                                                         : 8;
 
 template <class C, int E, bool All, class Index>
 IE_GLOBAL void IE_LAUNCH_BOUNDS(kBlock, (kBlocks<C, E, All, Index>))
@@ -371,7 +371,8 @@ IE_GLOBAL void IE_LAUNCH_BOUNDS(kBlock, (kBlocks<C, E, All, Index>))
 }
 
 template <class C, int E, bool All>
-IE_GLOBAL void IE_LAUNCH_BOUNDS(kBlock, (kBlocks<C, E, All, uint32_t>)) run_list(IE_GRID_CONSTANT const ListArguments arguments) {
+IE_GLOBAL void IE_LAUNCH_BOUNDS(kBlock, (kBlocks<C, E, All, uint32_t>))
+    run_list(IE_GRID_CONSTANT const ListArguments arguments) {
   IE_DYNAMIC_SHARED(Chunk<(kAccess<C, E>)>, shared);
   const Temporaries<C, E, std::remove_cv_t<decltype(shared)>> temporaries{shared};
   // The item of this block.
@@ -383,7 +384,8 @@ IE_GLOBAL void IE_LAUNCH_BOUNDS(kBlock, (kBlocks<C, E, All, uint32_t>)) run_list
   const ListLayout layout{arguments, arguments.word + item * (arguments.tensors + 1)};
   constexpr uint32_t kTile = kBlock * E;
   const uint32_t begin = (blockIdx.x - arguments.first_block[item]) * (kTilesPerBlock * kTile);
-  const uint32_t stop = layout.n() - begin < kTilesPerBlock * kTile ? layout.n() : begin + kTilesPerBlock * kTile;
+  const uint32_t stop =
+      layout.n() - begin < kTilesPerBlock * kTile ? layout.n() : begin + kTilesPerBlock * kTile;
   for (uint32_t at = begin; at < stop; at += kTile) {
     const uint32_t first = at + threadIdx.x * (layout.across() ? 1 : E);
     interpret<C, E, All>(arguments.code, Elements<C, E, All, ListLayout>{layout, first}, temporaries);

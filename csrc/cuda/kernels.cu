@@ -29,8 +29,7 @@ int properties(int index, Device& device) {
   };
   cudaError_t error = ask(device.processors, cudaDevAttrMultiProcessorCount);
   if (error == cudaSuccess) error = ask(device.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin);
-  if (error == cudaSuccess)
-    error = ask(device.threads_per_processor, cudaDevAttrMaxThreadsPerMultiProcessor);
+  if (error == cudaSuccess) error = ask(device.threads_per_processor, cudaDevAttrMaxThreadsPerMultiProcessor);
   return error;
 }
 
@@ -68,11 +67,8 @@ int scale_by(const cuda::TensorList& list, DType dtype, const void* factor, cons
 extern "C" __attribute__((visibility("default"))) const inplace_ext::CudaKernels* inplace_ext_cuda_kernels() {
   using namespace inplace_ext;
   static const CudaKernels kernels = {
-      kCudaAbiVersion,     CUDART_VERSION, INPLACE_EXT_ARCHITECTURES,
-      message,             properties,     run,
-      run_list,            softmax,        dropout,
-      cuda::norm_parts_of, norm_parts,     norm_final,
-      scale_by,
+      kCudaAbiVersion, CUDART_VERSION, INPLACE_EXT_ARCHITECTURES, message,    properties, run,      run_list,
+      softmax,         dropout,        cuda::norm_parts_of,       norm_parts, norm_final, scale_by,
   };
   return &kernels;
 }

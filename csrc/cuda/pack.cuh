@@ -163,8 +163,8 @@ IE_INLINE C read_element(DType dtype, const char* p) {
 template <class C>
 IE_INLINE void write_element(C value, DType dtype, char* p) {
   switch (dtype) {
-#define INPLACE_EXT_CASE(NAME, STORAGE, COMPUTE)                               \
-  case DType::NAME:                                                            \
+#define INPLACE_EXT_CASE(NAME, STORAGE, COMPUTE) \
+  case DType::NAME:                              \
     return store_global(reinterpret_cast<STORAGE*>(p), cast<STORAGE>(value));
     INPLACE_EXT_FOR_DTYPES(INPLACE_EXT_CASE)
 #undef INPLACE_EXT_CASE

@@ -1,7 +1,7 @@
 // Vec<T> of one lane: the device's twin of cpu/simd.h, in which each thread computes elements of its own.
 //
-// Arithmetic is never contracted behind our back (nvcc -fmad=false, g++ -ffp-contract=off): with IEEE division
-// and square roots that makes the bits of exact operations those of the CPU's kernels.
+// Arithmetic is never contracted behind our back (nvcc -fmad=false, g++ -ffp-contract=off): with IEEE
+// division and square roots that makes the bits of exact operations those of the CPU's kernels.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -101,10 +101,10 @@ template <>
 struct wrapping<double> {
   using type = double;
 };
-#define IE_ARITHMETIC(OP)                                           \
-  template <class T>                                                \
-  IE_INLINE Vec<T> operator OP(Vec<T> a, Vec<T> b) {                \
-    using W = typename wrapping<T>::type;                           \
+#define IE_ARITHMETIC(OP)                                                      \
+  template <class T>                                                           \
+  IE_INLINE Vec<T> operator OP(Vec<T> a, Vec<T> b) {                           \
+    using W = typename wrapping<T>::type;                                      \
     return Vec<T>(static_cast<T>(static_cast<W>(a.v) OP static_cast<W>(b.v))); \
   }
 IE_ARITHMETIC(+)
@@ -193,12 +193,12 @@ template <class T>
 IE_INLINE Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) {
   return a * b + c;
 }
-#define IE_ROUNDING(NAME, F32, F64)          \
-  IE_INLINE Vec<float> NAME(Vec<float> a) {  \
-    return Vec<float>(::F32(a.v));           \
-  }                                          \
+#define IE_ROUNDING(NAME, F32, F64)           \
+  IE_INLINE Vec<float> NAME(Vec<float> a) {   \
+    return Vec<float>(::F32(a.v));            \
+  }                                           \
   IE_INLINE Vec<double> NAME(Vec<double> a) { \
-    return Vec<double>(::F64(a.v));          \
+    return Vec<double>(::F64(a.v));           \
   }
 IE_ROUNDING(sqrt, sqrtf, sqrt)
 IE_ROUNDING(rint, rintf, rint)
