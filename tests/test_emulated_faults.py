@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import subprocess
+import sys
 
 import emulated
 import pytest
@@ -78,6 +80,16 @@ def test_conflicts_between_threads_are_reported(kernel: str) -> None:
     # A thread that comes too early reads what nobody has written yet.
     early = kernel.endswith("without_barrier") and RACES["never_written"] in text
     assert RACES[kernel] in text or early, text
+
+
+@pytest.mark.skipif(SANITIZER != "thread", reason="needs ThreadSanitizer")
+@pytest.mark.parametrize("kernel", ["neighbours_without_barrier", "all_write_one"])
+def test_thread_sanitizer_sees_conflicts(kernel: str) -> None:
+    program = f"import test_emulated_faults as t; print(t.report({kernel!r}))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=emulated.ROOT / "tests", capture_output=True, text=True
+    )
+    assert done.returncode != 0 and "WARNING: ThreadSanitizer: data race" in done.stderr, done.stderr
 
 
 def test_writing_where_only_reading_is_allowed_is_reported() -> None:

@@ -63,7 +63,7 @@ def test_conversions(dtype: torch.dtype) -> None:
     test_parity.test_conversions_of_copy(dtype)
 
 
-#: How the emulated library runs programs: as the host of a real device chooses; with 64-bit indices; and, where
+#: How the emulated library runs programs: as the host of a device chooses; with 64-bit indices; and, where
 #: all tensors are contiguous, as lists of short ones.
 WAYS = {"chosen": 0, "wide": 1, "lists": 2}
 
