@@ -1,9 +1,9 @@
 """Predicts, from the memory that the kernels move on the emulated device, the time of calls on real ones.
 
 A PREDICTION, NOT A MEASUREMENT: no GPU takes part. The emulation (tests/emulate) counts the 32-byte sectors
-that the kernels of csrc/cuda read and write, and those are divided by the card's bandwidth. A real launch adds
-some microseconds, reaches 85 to 95% of that bandwidth, and finds in its caches what was there before; where
-arithmetic takes longer than memory (long chains, double precision on consumer cards) it decides.
+that the kernels of csrc/cuda read and write, and those are divided by the card's bandwidth. A launch takes
+some microseconds besides, no card reaches the whole of its bandwidth, caches keep what was there before, and
+where arithmetic takes longer than memory (long chains, double precision on consumer cards) it decides.
 
     python benchmarks/predict.py [--elements N]
 """

@@ -53,7 +53,7 @@ KERNEL_FLAGS = [
 # bindings.
 CUDA_FLAGS = [
     *("-O3", _CXX_STANDARD, "-fmad=false", "--expt-relaxed-constexpr", "-Werror", "all-warnings"),
-    *("-Xcompiler", "-fvisibility=hidden,-Wall,-Wno-psabi,-fwrapv", "-g0"),
+    *("-Xcompiler", "-fvisibility=hidden,-Wall,-Wno-psabi,-fwrapv,-g0"),
 ]
 #: Compute capabilities where neither TORCH_CUDA_ARCH_LIST nor a device says which: from Turing on, what the
 #: toolkit of torch compiles for, with PTX at the end for devices to come. Code for 8.0 runs on 8.6 and 8.9.

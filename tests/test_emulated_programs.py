@@ -1,4 +1,4 @@
-"""The interpreter kernels on the emulated device: tests of the CPU's kernels, of which it is one more backend.
+"""The interpreter kernels on the emulated device: tests of the CPU's kernels, on one more backend.
 
 All of them run there with `make emulate`; these are those that reach every path in little time.
 """
@@ -63,12 +63,36 @@ def test_conversions(dtype: torch.dtype) -> None:
     test_parity.test_conversions_of_copy(dtype)
 
 
+#: How the emulated library runs programs: as the host of a device chooses; with 64-bit indices; and, where
+#: all tensors are contiguous, as lists of short ones.
+WAYS = {"chosen": 0, "wide": 1, "lists": 2}
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest) -> Iterator[str]:
+    emulated.library().inplace_ext_emulate_programs(WAYS[request.param])
+    yield request.param
+    emulated.library().inplace_ext_emulate_programs(0)
+
+
 @pytest.mark.parametrize("compute", list(test_engine.COMPUTE))
-def test_programs(compute: str) -> None:
-    r = random.Random(100 + list(test_engine.COMPUTE).index(compute))
-    for _ in range(20):
+def test_programs(compute: str, way: str) -> None:
+    r = random.Random(100 + 10 * WAYS[way] + list(test_engine.COMPUTE).index(compute))
+    for _ in range(12):
         stages, tensors, scalars = test_engine.random_program(r, compute)
         test_engine.check_program(compute, stages, tensors, scalars)
+
+
+@each(["add_", "clamp_", "copy_", "exp_"])
+def test_ways(name: str, dtype: torch.dtype, way: str) -> None:
+    taken = set()
+    for n in (1, 5, 700, 3001, 20000):
+        for layout in ("contiguous", "offset", "step"):
+            x = make((n,), dtype, layout, n)
+            args, kwargs = default_args(name, x, n, layout)
+            helpers.check(name, x, *args, **kwargs)
+            taken.add(testing.last_path().split(":")[1])
+    assert {"wide": "wide", "lists": "listed"}.get(way, "flat") in taken, taken
 
 
 def test_limits() -> None:
@@ -114,10 +138,11 @@ def test_programs_move_no_more_than_they_must(dtype: torch.dtype) -> None:
 def test_strided_tensors_are_read_by_sectors() -> None:
     """Every sector that holds an element once, whatever the layout of the rows."""
     whole = make((512, 1024), torch.float32, "contiguous", seed=1, specials=0)
-    for x, share in ((whole[:, :512], 0.5), (whole[:, ::2], 1.0), (whole[1:, 1:], 1.0)):
+    # Of rows that do not begin with a sector the 128 bytes of a warp lie in five of them, not four.
+    for x, share, more in ((whole[:, :512], 0.5, 1.02), (whole[:, ::2], 1, 1.05), (whole[1:, 1:], 1, 1.26)):
         launch = counted_launch(lambda x=x: ie.mul_(x, 1.5))
         least = share * whole.numel() * 4 // SECTOR
-        assert launch.sectors_read <= 1.05 * least and launch.sectors_written <= 1.05 * least, (launch, share)
+        assert launch.sectors_read <= more * least and launch.sectors_written <= more * least, launch
     x, row = make((512, 1024), torch.float32, "contiguous", seed=2), torch.randn(1024)
     launch = counted_launch(lambda: ie.add_(x, row))
     assert launch.sectors_written == x.numel() * 4 // SECTOR

@@ -282,12 +282,10 @@ struct Elements {
         g();
         continue;
       }
-      if (row < step()) {
-        p = layout.find(t, i, row);
-      }
+      if (row == 0) p = layout.find(t, i, row);
       f(p);
       p += step() * stride;
-      row -= step();
+      row = row > step() ? row - step() : 0; // what is left of the row from the next element on
     }
   }
 

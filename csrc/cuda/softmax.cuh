@@ -308,7 +308,7 @@ IE_DEVICE C fold_block(C value, Array part) {
 
 // A row has `width` lanes, a power of two up to 32.
 template <class S, int Groups, bool Aligned>
-IE_GLOBAL void IE_LAUNCH_BOUNDS(kWarpsOfBlock* kWarp)
+IE_GLOBAL void IE_LAUNCH_BOUNDS(kWarpsOfBlock* kWarp, (Groups < kMaxGroups<S> ? 4 : 1))
     softmax_warp(IE_GRID_CONSTANT const Softmax call, const int64_t rows, const int width) {
   using C = ComputeOf<S>;
   constexpr int N = Groups * kPack<S>;

@@ -6,8 +6,8 @@
 // - an access of global memory outside of what allow() has been told, or written where only reading is
 //   allowed; of shared memory outside of its array, or read before it was written; either misaligned
 // - two accesses of the same memory by different threads, one of them a write, with no barrier in between
-//   (with fibers; where threads are real ThreadSanitizer sees to that, and is not told of shuffles as if they
-//   were barriers)
+//   (with fibers; where threads are real ThreadSanitizer sees to that, to which a shuffle is a barrier of the
+//   warp as well)
 // - a launch beyond what devices take
 #include "emulate.h"
 
@@ -89,15 +89,18 @@ struct Extent {
 struct Memory {
   std::unordered_map<uintptr_t, std::unique_ptr<Page>> pages;
   std::vector<Extent> extents;
-  uintptr_t last_number = 0;
-  Page* last = nullptr;
+  uint64_t generation = 1;
 
-  Page* find(uintptr_t p) {
+  // Without a lock, which would order the accesses that ThreadSanitizer is to see unordered.
+  Page* find(uintptr_t p) const {
+    static thread_local Page* last = nullptr;
+    static thread_local uintptr_t last_number = 0;
+    static thread_local uint64_t of = 0;
     const uintptr_t number = p / kPage;
-    if (last == nullptr || number != last_number) {
+    if (of != generation || number != last_number) {
       const auto found = pages.find(number);
       if (found == pages.end()) return nullptr;
-      last = found->second.get(), last_number = number;
+      last = found->second.get(), last_number = number, of = generation;
     }
     return last;
   }
@@ -350,7 +353,9 @@ void enter(Worker& w) {
 }
 void prepare(Worker& w) {
 #if defined(__SANITIZE_ADDRESS__)
-  __asan_unpoison_memory_region(w.stack, kStack);
+  // The frames that the last fiber on this stack has not left: fiber() and leave(), at its top.
+  constexpr size_t kTop = 16 << 10;
+  __asan_unpoison_memory_region(w.stack + kStack - kTop, kTop);
 #endif
 #if defined(__x86_64__)
   // Six registers, where to return to, and a return address for fiber() itself, which never returns: with
@@ -688,10 +693,6 @@ __attribute__((noinline)) void global_access(const void* pointer, size_t bytes, 
   };
   if (p % bytes != 0) fail(what() + "misaligned, " + where(p));
   const uint8_t needed = access == Access::read ? 1 : 2;
-#if defined(INPLACE_EXT_EMULATE_THREADS)
-  static std::mutex cache; // of the page that was found last
-  const std::lock_guard<std::mutex> lock(cache);
-#endif
   Page* const page = memory.find(p);
   if (page == nullptr) fail(what() + "out of bounds, " + where(p));
   for (size_t i = 0; i < bytes; ++i) {
@@ -938,7 +939,9 @@ void allow(const void* pointer, size_t bytes, int item, bool writable) {
   }
 }
 void clear_memory() {
-  memory = {};
+  memory.pages.clear();
+  memory.extents.clear();
+  ++memory.generation;
 }
 void set_order(Order o) {
   order = o;
