@@ -58,6 +58,8 @@ struct CudaKernels {
   const char* architectures;
   const char* (*message)(int error);
   int (*device)(int index, Device&);
+  // Whether there is an interpreter for programs of this kind.
+  bool (*serves)(const Program&, const DType* dtypes, int tensors);
   // Not for spaces, rows or lists without elements.
   int (*run)(const Program&, const Space&, const Device&, void* stream, Path&);
   int (*run_list)(const cuda::List&, void* stream);
