@@ -70,7 +70,7 @@ def clip_grad_norm_(
     parameters = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
     grads = _gradients(parameters)
     max_norm, norm_type = float(max_norm), float(norm_type)
-    if _native.cuda is not None and grads and grads[0].is_cuda:
+    if _native.module is not None and _native.cuda is not None and grads and grads[0].is_cuda:
         # The norm and the factor stay on the device; to look at the norm waits for it, as in torch.
         clipped = _native.module.clip_on_device(grads, norm_type, max_norm, error_if_nonfinite)
         if isinstance(clipped, torch.Tensor):

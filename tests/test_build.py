@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils import cpp_extension
 
 import inplace_ext as ie
 from inplace_ext import _build, _native, testing
@@ -59,16 +60,8 @@ def probe(path: Path, **environment: str) -> list[str]:
 def source_tree(tmp_path: Path) -> Path:
     """A copy of the sources, so that a build leaves nothing behind in the tree that is tested."""
     tree = tmp_path / "source"
-    unwanted = shutil.ignore_patterns(
-        ".*",
-        "build",
-        "dist",
-        "*.egg-info",
-        "*.so",
-        "__pycache__",
-        _build.REASON_FILE,
-        _build.CUDA_REASON_FILE,
-    )
+    records = (_build.REASON_FILE, _build.CUDA_REASON_FILE)
+    unwanted = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "*.so", "__pycache__", *records)
     shutil.copytree(ROOT, tree, ignore=unwanted)
     return tree
 
@@ -352,9 +345,7 @@ def test_cuda_extension(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setenv("CUDA_HOME", str(nvcc(tmp_path, "13.0")))
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
-    import torch.utils.cpp_extension
-
-    monkeypatch.setattr(torch.utils.cpp_extension, "CUDA_HOME", None)
+    monkeypatch.setattr(cpp_extension, "CUDA_HOME", None)
     (extension,) = (e for e in _build.extensions() if e.name == "inplace_ext._cuda")
     assert all(source.endswith(".cu") for source in extension.sources)
     flags = extension.extra_compile_args["nvcc"]

@@ -103,7 +103,8 @@ def compile_for(architecture: int, folder: Path) -> Compiled:
     seconds = time.monotonic() - start
     report = re.compile(
         r"Compiling entry function '(\S+)' for[^\n]*\n"
-        r"(?:ptxas info[^\n]*\n)?\s+(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads\n"
+        r"(?:ptxas info[^\n]*\n)?"
+        r"\s+(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads\n"
         r"(?:ptxas info\s*:\s*)Used (\d+) registers"
     )
     found = [match for text, _ in results for match in report.findall(text)]
@@ -131,10 +132,8 @@ _done: dict[int, Compiled] = {}
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "compiled" in metafunc.fixturenames:
-        asked = metafunc.config.getoption("--cuda-architectures")
-        metafunc.parametrize(
-            "compiled", [int(a) for a in asked.split(",")], indirect=True, ids="sm_{}".format
-        )
+        asked = [int(number) for number in metafunc.config.getoption("--cuda-architectures").split(",")]
+        metafunc.parametrize("compiled", asked, indirect=True, ids="sm_{}".format)
 
 
 @pytest.fixture(scope="module")
