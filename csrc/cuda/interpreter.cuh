@@ -356,8 +356,8 @@ constexpr int kAllBlocks = 1024 / kBlock;
 #else
 constexpr int kAllBlocks = 1536 / kBlock;
 #endif
-// The blocks that registers are to be left for: all of them where 32 do for a thread. Division of doubles takes
-// 40, two packs of 16 bytes or 64-bit indices 64, and the long operations up to 80; those are bound by
+// The blocks that registers are to be left for: all of them where 32 do for a thread. Division of doubles
+// takes 40, two packs of 16 bytes or 64-bit indices 64, and the long operations up to 80; those are bound by
 // arithmetic.
 template <class C, int E, bool All, class Index>
 constexpr int kWantedBlocks = All && std::is_floating_point_v<C> && (E == 8 || sizeof(C) == 8) ? 3
@@ -365,8 +365,8 @@ constexpr int kWantedBlocks = All && std::is_floating_point_v<C> && (E == 8 || s
                               : sizeof(C) == 8                                                 ? 6
                                                                                                : 8;
 template <class C, int E, bool All, class Index>
-constexpr int kBlocks = kWantedBlocks<C, E, All, Index> < kAllBlocks ? kWantedBlocks<C, E, All, Index>
-                                                                     : kAllBlocks;
+constexpr int kBlocks =
+    kWantedBlocks<C, E, All, Index> < kAllBlocks ? kWantedBlocks<C, E, All, Index> : kAllBlocks;
 
 template <class C, int E, bool All, class Index>
 IE_GLOBAL void IE_LAUNCH_BOUNDS(kBlock, (kBlocks<C, E, All, Index>))

@@ -108,9 +108,9 @@ extern "C" {
 __attribute__((visibility("default"))) const inplace_ext::CpuKernels* inplace_ext_cpu_kernels() {
   using namespace inplace_ext;
   // Without loops and fills: everything elementwise is a program.
-  static const CpuKernels kernels = {kAbiVersion,   16,          "emulated",  no_loops,
-                                     run_program,   nullptr,     convert_all, contains_zero,
-                                     run_softmax,   run_dropout, norm_part};
+  static const CpuKernels kernels = {kAbiVersion, 16,          "emulated",  no_loops,
+                                     run_program, nullptr,     convert_all, contains_zero,
+                                     run_softmax, run_dropout, norm_part};
   return &kernels;
 }
 
@@ -133,8 +133,8 @@ __attribute__((visibility("default"))) void inplace_ext_emulate_seed_in_memory(i
 // Clips tensors of one dtype as a whole; 0, or 1 with what went wrong in `message`.
 __attribute__((visibility("default"))) int inplace_ext_emulate_clip(char** data, const int64_t* count,
                                                                     int tensors, int dtype, int norm,
-                                                                    double most, void* total,
-                                                                    void* factor, char* message, int size) {
+                                                                    double most, void* total, void* factor,
+                                                                    char* message, int size) {
   using namespace inplace_ext;
   const auto type = static_cast<DType>(dtype);
   const auto kind = static_cast<Norm>(norm);
@@ -163,8 +163,8 @@ __attribute__((visibility("default"))) const char* inplace_ext_emulate_launches(
   for (const emulate::Launch& l : emulate::take_launches()) {
     out << l.kernel << '\t' << static_cast<uint64_t>(l.grid.x) * l.grid.y * l.grid.z << '\t'
         << l.block.x * l.block.y * l.block.z << '\t' << l.bytes_read << '\t' << l.bytes_written << '\t'
-        << l.sectors_read << '\t' << l.sectors_written << '\t' << l.instructions << '\t' << l.widest_read << '\t'
-        << l.widest_write << '\n';
+        << l.sectors_read << '\t' << l.sectors_written << '\t' << l.instructions << '\t' << l.widest_read
+        << '\t' << l.widest_write << '\n';
   }
   text = out.str();
   return text.c_str();
