@@ -51,7 +51,8 @@ def clip_grad_norm_(
 
     Formula: g = g * min(max_norm / (norm + 1e-6), 1), with the norm of all elements of all gradients.
     Shapes: any; ``parameters`` is a tensor or an iterable of tensors; those without a gradient do not count.
-    Dtypes: float32, float64 by own kernels; others, sparse gradients, subclasses and other devices by torch.
+    Dtypes: float32, float64 by own kernels, on a CUDA device float16 and bfloat16 as well, and the norm stays
+        there; others, sparse gradients, subclasses and other devices by torch.
     Maximum error: the norm is summed in double precision and rounded once.
     Returns: the norm before the scaling, a tensor without dims.
     Errors, each raised before anything is written:

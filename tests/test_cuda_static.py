@@ -38,6 +38,15 @@ LOCAL = [
         "sin_ and cos_ of numbers beyond 2^24 and 2^20: the reduction of CUDA's own functions, in an array",
     ),
 ]
+#: Kernels that spill, by architecture: the most bytes, and why.
+SPILLED = [
+    (
+        120,
+        r"rowwise::softmax_(warp|columns)",
+        40,
+        "a register or two of the most that the block leaves a thread",
+    ),
+]
 #: Kernels that need more registers than all threads of a multiprocessor have: how many at most, and why.
 MORE_REGISTERS = [
     (r"run_(space|list)<float, 4, true", 64, "operations bound by arithmetic"),
@@ -46,9 +55,9 @@ MORE_REGISTERS = [
     (r"run_(space|list)<double, 2, false", 64, "division in double precision"),
     (r"run_(space|list)<(unsigned |signed )?(char|short|int|long)", 64, "integer division and powers"),
     (r"run_space<.*unsigned long>", 64, "64-bit indices"),
-    (r"softmax_", 255, "rows are held in registers"),
-    (r"dropout_", 64, "two Philox blocks at a time"),
-    (r"norm_parts|norm_final|scale_parts", 64, "sums in double precision, several packs on their way"),
+    (r"rowwise::softmax_", 255, "rows are held in registers"),
+    (r"draws::dropout_", 64, "two Philox blocks at a time"),
+    (r"norms::", 64, "sums in double precision, several packs on their way"),
 ]
 
 
@@ -157,9 +166,10 @@ def test_every_kernel_compiles_in_time(compiled: Compiled) -> None:
 
 
 def test_nothing_is_spilled(compiled: Compiled) -> None:
-    assert {k.name: k.spilled for k in compiled.kernels if k.spilled} == {}
-    stack = {k.name: k.stack for k in compiled.kernels}
-    assert {name: most for name, most in stack.items() if most > limit(LOCAL, name, 0)} == {}
+    spilled = [(pattern, most, why) for arch, pattern, most, why in SPILLED if arch == compiled.architecture]
+    local = [*LOCAL, *spilled]
+    assert {k.name: k.spilled for k in compiled.kernels if k.spilled > limit(spilled, k.name, 0)} == {}
+    assert {k.name: k.stack for k in compiled.kernels if k.stack > limit(local, k.name, 0)} == {}
 
 
 def test_registers_leave_room_for_all_threads(compiled: Compiled) -> None:
