@@ -44,7 +44,7 @@ SPILLED = [
         120,
         r"rowwise::softmax_(warp|columns)",
         40,
-        "a register or two of the most that the block leaves a thread",
+        "a register or two beyond what the block leaves",
     ),
 ]
 #: Kernels that need more registers than all threads of a multiprocessor have: how many at most, and why.
