@@ -12,7 +12,7 @@ CXX_TREE    := $(shell find csrc)
 CXX_FILES    = $(shell find csrc tests/cpp tests/emulate -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv build demo test lint format sanitize emulate emulate-asan emulate-tsan wheel
+.PHONY: help venv build demo test lint format sanitize emulate emulate-asan emulate-tsan cuda cuda-check wheel
 .PHONY: bench bench-check bench-results ulp clean distclean
 
 help:  ## list the targets
@@ -83,6 +83,28 @@ emulate-tsan: build  ## run the tests of the emulated device under ThreadSanitiz
 	TSAN_OPTIONS=halt_on_error=1:report_mutex_bugs=0:ignore_noninstrumented_modules=1 \
 	OMP_NUM_THREADS=1 setarch -R $(BIN)/pytest -q -p no:cacheprovider --capture=sys $(EMULATED_TESTS) \
 	-k "faults or seed_from or many or test_ways and add_ and float32"
+
+# A second environment, with the CUDA build of torch, and a build in a tree of its own: beside the other one,
+# whose modules are for another torch. No GPU is needed for either.
+CUDA_VENV  := .venv-cuda
+CUDA_STAMP := $(CUDA_VENV)/.stamp
+CUDA_TORCH := 2.14.1
+CUDA_TREE  := $(CURDIR)/build/cuda
+
+$(CUDA_STAMP): requirements-dev.txt
+	test -x $(CUDA_VENV)/bin/python || $(PYTHON) -m venv $(CUDA_VENV)
+	$(CUDA_VENV)/bin/python -m pip --disable-pip-version-check -qq install torch==$(CUDA_TORCH)
+	grep -v '^torch==' requirements-dev.txt | $(CUDA_VENV)/bin/python -m pip --disable-pip-version-check -qq install -r /dev/stdin
+	@touch $@
+
+cuda: $(CUDA_STAMP)  ## build with the CUDA kernels, for sm_80, sm_90 and sm_120, and test what needs no GPU (and what does, where one is)
+	INPLACE_EXT_BUILD=1 INPLACE_EXT_CUDA=1 TORCH_CUDA_ARCH_LIST="8.0;9.0;12.0" \
+	$(CUDA_VENV)/bin/python setup.py -q build --build-base $(CUDA_TREE) --build-lib $(CUDA_TREE)/lib
+	PYTHONPATH=$(CUDA_TREE)/lib $(CUDA_VENV)/bin/python -m inplace_ext
+	PYTHONPATH=$(CUDA_TREE)/lib $(CUDA_VENV)/bin/pytest -q -p no:cacheprovider tests/test_cuda.py
+
+cuda-check: venv  ## compile the CUDA kernels for sm_75 to sm_120 and check registers, spills and vector accesses
+	$(BIN)/pytest -q -s tests/test_cuda_static.py --cuda-architectures 75,80,90,100,120
 
 wheel: venv  ## build a wheel of this platform and an sdist into dist/
 	$(PIP) wheel --no-build-isolation --no-deps -w dist .

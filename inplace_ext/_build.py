@@ -154,10 +154,10 @@ def no_cuda() -> str | None:
     elif toolkit is None:
         reason = f"torch is built with CUDA {torch.version.cuda}, but no nvcc is on PATH or in CUDA_HOME"
     elif toolkit.version[0] != int(torch.version.cuda.partition(".")[0]):
+        major, minor = toolkit.version
         reason = (
             f"torch is built with CUDA {torch.version.cuda}, but nvcc in {toolkit.home} is of CUDA "
-            f"{toolkit.version[0]}.{toolkit.version[1]}: the major versions must be the same (CUDA_HOME names "
-            "another toolkit)"
+            f"{major}.{minor}: the major versions must be the same (CUDA_HOME names another toolkit)"
         )
     if reason and wanted == "1":
         raise RuntimeError(f"INPLACE_EXT_CUDA=1, but {reason}")

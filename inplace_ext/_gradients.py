@@ -51,7 +51,8 @@ def clip_grad_norm_(
 
     Formula: g = g * min(max_norm / (norm + 1e-6), 1), with the norm of all elements of all gradients.
     Shapes: any; ``parameters`` is a tensor or an iterable of tensors; those without a gradient do not count.
-    Dtypes: float32, float64 by own kernels; others, sparse gradients, subclasses and other devices by torch.
+    Dtypes: float32, float64 by own kernels, on a CUDA device float16 and bfloat16 as well, and the norm stays
+        there; others, sparse gradients, subclasses and other devices by torch.
     Maximum error: the norm is summed in double precision and rounded once.
     Returns: the norm before the scaling, a tensor without dims.
     Errors, each raised before anything is written:
@@ -70,7 +71,7 @@ def clip_grad_norm_(
     parameters = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
     grads = _gradients(parameters)
     max_norm, norm_type = float(max_norm), float(norm_type)
-    if _native.cuda is not None and grads and grads[0].is_cuda:
+    if _native.module is not None and _native.cuda is not None and grads and grads[0].is_cuda:
         # The norm and the factor stay on the device; to look at the norm waits for it, as in torch.
         clipped = _native.module.clip_on_device(grads, norm_type, max_norm, error_if_nonfinite)
         if isinstance(clipped, torch.Tensor):

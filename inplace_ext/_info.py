@@ -25,7 +25,7 @@ class Info:
     capability: str | None
     capabilities: list[str]
     threads: int
-    #: The CUDA toolkit that the device's kernels are compiled by, for which architectures, or why there are none.
+    #: The CUDA toolkit that compiled the device's kernels, for which architectures, or why there are none.
     cuda: str | None
     cuda_architectures: list[str]
     cuda_reason: str | None

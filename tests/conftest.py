@@ -16,6 +16,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "nosanitize: not for `make sanitize`")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--cuda-architectures", default="80", help="what test_cuda_static.py compiles for, such as 75,80,90"
+    )
+
+
 def pytest_report_header() -> str:
     info = ie.info()
     if os.environ.get("INPLACE_EXT_SANITIZE", "0") not in ("", "0") and "sanitize" not in str(ie.__file__):

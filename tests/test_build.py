@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils import cpp_extension
 
 import inplace_ext as ie
 from inplace_ext import _build, _native, testing
@@ -58,9 +60,8 @@ def probe(path: Path, **environment: str) -> list[str]:
 def source_tree(tmp_path: Path) -> Path:
     """A copy of the sources, so that a build leaves nothing behind in the tree that is tested."""
     tree = tmp_path / "source"
-    unwanted = shutil.ignore_patterns(
-        ".*", "build", "dist", "*.egg-info", "*.so", "__pycache__", _build.REASON_FILE
-    )
+    records = (_build.REASON_FILE, _build.CUDA_REASON_FILE)
+    unwanted = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "*.so", "__pycache__", *records)
     shutil.copytree(ROOT, tree, ignore=unwanted)
     return tree
 
@@ -108,7 +109,9 @@ def test_flags_of_each_capability() -> None:
 def test_extensions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("INPLACE_EXT_SANITIZE", raising=False)
     by_name = {extension.name: extension for extension in _build.extensions()}
-    assert set(by_name) == {"inplace_ext._C", *(f"inplace_ext._cpu_{name}" for name in _build.capabilities())}
+    cuda = [] if _build.no_cuda() else ["inplace_ext._cuda"]
+    kernels = [f"inplace_ext._cpu_{name}" for name in _build.capabilities()]
+    assert set(by_name) == {"inplace_ext._C", *kernels, *cuda}
     for name, flags in _build.capabilities().items():
         kernel = by_name[f"inplace_ext._cpu_{name}"]
         assert set(flags) <= set(kernel.extra_compile_args)
@@ -212,7 +215,8 @@ def test_wheel_installs_elsewhere(tmp_path: Path) -> None:
     assert "none-any" not in wheel.name
     with zipfile.ZipFile(wheel) as archive:
         names = {Path(name).name.partition(".")[0] for name in archive.namelist() if name.endswith(".so")}
-    assert names == {"_C", *(f"_cpu_{name}" for name in _build.capabilities())}
+    cuda = set() if _build.no_cuda() else {"_cuda"}
+    assert names == {"_C", *(f"_cpu_{name}" for name in _build.capabilities())} | cuda
     target = tmp_path / "target"
     run(*PIP, "install", "--no-deps", "--target", target, wheel)
     file, capability, _ = probe(target)
@@ -246,10 +250,109 @@ def test_build_products_are_ignored() -> None:
         "dist/x.whl",
         "inplace_ext/_C.cpython-311-x86_64-linux-gnu.so",
         f"inplace_ext/{_build.REASON_FILE}",
+        f"inplace_ext/{_build.CUDA_REASON_FILE}",
         "inplace_ext_demo.png",
         ".venv/bin/python",
+        ".venv-cuda/bin/python",
     ]
     assert run("git", "-C", ROOT, "check-ignore", *products).splitlines() == products
+
+
+# ---- CUDA: the choice, without a compiler at work ----------------------------------------------------------
+
+
+def nvcc(folder: Path, release: str) -> Path:
+    """A toolkit whose nvcc says no more than its version."""
+    compiler = folder / "bin" / "nvcc"
+    compiler.parent.mkdir(parents=True)
+    compiler.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {release}, V{release}.1'\n")
+    compiler.chmod(0o755)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("torch_cuda", "release", "expected"),
+    [
+        ("13.0", "13.0", None),
+        ("13.0", "13.2", None),
+        ("13.0", "12.8", "nvcc in .* is of CUDA 12.8: the major versions must be the same"),
+        ("13.0", None, "torch is built with CUDA 13.0, but no nvcc is on PATH or in CUDA_HOME"),
+        (None, "13.0", "is a build without CUDA"),
+    ],
+)
+@pytest.mark.parametrize("wanted", ["", "0", "1"])
+def test_choice_of_cuda(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    torch_cuda: str | None,
+    release: str | None,
+    expected: str | None,
+    wanted: str,
+) -> None:
+    monkeypatch.setenv("INPLACE_EXT_CUDA", wanted)
+    monkeypatch.delenv("INPLACE_EXT_SANITIZE", raising=False)
+    monkeypatch.setattr(torch.version, "cuda", torch_cuda)
+    monkeypatch.setenv("CUDA_HOME", str(nvcc(tmp_path, release) if release else tmp_path / "nowhere"))
+    if wanted == "0":
+        assert "INPLACE_EXT_CUDA=0" in str(_build.no_cuda())
+    elif expected is None:
+        assert _build.no_cuda() is None
+    elif wanted == "1":
+        with pytest.raises(RuntimeError, match=f"INPLACE_EXT_CUDA=1, but .*{expected}"):
+            _build.no_cuda()
+    else:
+        assert re.search(expected, str(_build.no_cuda()))
+
+
+def test_toolkit_is_found_behind_a_script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    home = nvcc(tmp_path / "toolkit", "13.1")
+    front = tmp_path / "front" / "nvcc"
+    front.parent.mkdir()
+    front.write_text(
+        f"""#!/bin/sh
+case "$1" in
+  --dryrun) echo '#$ _HERE_={home}/bin' >&2 ;;
+  *) exec {home}/bin/nvcc "$@" ;;
+esac
+"""
+    )
+    front.chmod(0o755)
+    for name in ("CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", f"{front.parent}:{os.environ['PATH']}")
+    assert _build.find_toolkit() == _build.Toolkit(home, (13, 1))
+
+
+def test_architectures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0 9.0+PTX")
+    assert _build.cuda_architectures() == "8.0;9.0+PTX"
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert _build.cuda_architectures() == _build.CUDA_ARCHITECTURES
+    assert _build.CUDA_ARCHITECTURES.endswith("+PTX")
+    # What is compiled here is for the devices that are here, and newer ones.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: [(9, 0), (8, 6), (9, 0)][index])
+    assert _build.cuda_architectures() == "8.6;9.0+PTX"
+
+
+@checkout
+@in_place
+def test_cuda_extension(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("INPLACE_EXT_CUDA", "1")
+    monkeypatch.delenv("INPLACE_EXT_SANITIZE", raising=False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setenv("CUDA_HOME", str(nvcc(tmp_path, "13.0")))
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
+    monkeypatch.setattr(cpp_extension, "CUDA_HOME", None)
+    (extension,) = (e for e in _build.extensions() if e.name == "inplace_ext._cuda")
+    assert all(source.endswith(".cu") for source in extension.sources)
+    flags = extension.extra_compile_args["nvcc"]
+    assert '-DINPLACE_EXT_ARCHITECTURES="9.0"' in flags and "-fmad=false" in flags
+    assert not any("fast" in flag for flag in flags)
+    # The kernels know no torch.
+    assert not any("torch" in part for part in [*extension.include_dirs, *extension.libraries])
 
 
 def test_built_against_a_supported_torch() -> None:

@@ -112,7 +112,9 @@ Gather gather_of(const Layout& layout, const std::vector<int>& order, size_t fir
 
 bool rearrange(const at::Tensor& x, bool channels_last) {
   const int64_t item = static_cast<int64_t>(x.element_size());
-  if (active_kernels == nullptr || x.dim() >= kMaxDims || item > 16 || (item & (item - 1)) != 0) return false;
+  if (active_kernels == nullptr || !x.is_cpu() || x.dim() >= kMaxDims || item > 16 ||
+      (item & (item - 1)) != 0)
+    return false;
   std::vector<int64_t> strides;
   if (channels_last) {
     strides = x.dim() == 4 ? c10::get_channels_last_strides_2d(x.sizes())

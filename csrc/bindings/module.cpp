@@ -55,6 +55,28 @@ std::pair<int, std::string> load_cuda_kernels(const std::string& path) {
   return {kernels->toolkit, kernels->architectures};
 }
 
+// Whether the device's kernels have an operation of the table in each compute type that it has.
+bool cuda_serves(const std::string& name) {
+  if (cuda_kernels == nullptr) return false;
+  for (int op = 0; op < kOps; ++op) {
+    if (name != kOpInfo[op].name) continue;
+    for (int t = 0; t < kDTypes; ++t) {
+      const auto dtype = static_cast<DType>(t);
+      Program program;
+      program.compute = compute_dtype(dtype);
+      if (!has_form(kOpInfo[op].types, program.compute)) continue;
+      program.stages = 3;
+      program.stage[0] = {kLoad, Operand::tensor, Operand::none, 0, 0, 0};
+      program.stage[1] = {static_cast<uint16_t>(op), Operand::scalar, Operand::scalar, 0, 1, 2};
+      program.stage[2] = {kStore, Operand::tensor, Operand::none, 0, 0, 0};
+      program.scalar[0] = program.scalar[1] = program.scalar[2] = {};
+      if (!cuda_kernels->serves(program, &dtype, 1)) return false;
+    }
+    return true;
+  }
+  return false;
+}
+
 void use_capability(const std::string& name) {
   const auto found = loaded.find(name);
   if (found == loaded.end()) throw std::runtime_error("use_capability: no kernels loaded for " + name);
@@ -273,6 +295,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("load_kernels", load_kernels, py::arg("path"), "Loads a CPU kernel library; returns its capability.");
   m.def("load_cuda_kernels", load_cuda_kernels, py::arg("path"),
         "Loads the library of the device's kernels; returns the toolkit's version and the architectures.");
+  m.def("cuda_serves", cuda_serves, py::arg("name"),
+        "Whether the CUDA kernels have the operation of the op table in all of its types.");
   m.def("use_capability", use_capability, py::arg("name"));
   m.def("capability",
         [] { return std::string(active_kernels == nullptr ? "" : active_kernels->capability); });

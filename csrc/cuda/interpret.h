@@ -235,6 +235,12 @@ cudaError_t with_interpreter(const Compiled& compiled, const F& f) {
   return cudaErrorInvalidValue;
 }
 
+inline bool serves(const Program& program, const DType* dtypes, int tensors) {
+  Compiled compiled;
+  const Compiler compiler(program, dtypes, tensors, compiled);
+  return with_interpreter(compiled, [](auto) { return cudaSuccess; }) == cudaSuccess;
+}
+
 // ---- an index space ---------------------------------------------------------------------------------------
 
 inline Divisor<uint32_t> divisor_of(int64_t d, uint32_t) {

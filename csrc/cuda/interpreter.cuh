@@ -348,14 +348,25 @@ struct Elements {
 
 // ---- kernels ----------------------------------------------------------------------------------------------
 
-// Blocks of a processor, which set the registers of a thread: 32 where all threads that it takes are to be
-// there, 2048. Division of doubles takes 40, two packs of 16 bytes or 64-bit indices 64, and the long
-// operations up to 80; those are bound by arithmetic.
+// All the blocks that a processor takes, by its architecture.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ == 800 || (__CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200)
+constexpr int kAllBlocks = 2048 / kBlock;
+#elif __CUDA_ARCH__ == 750
+constexpr int kAllBlocks = 1024 / kBlock;
+#else
+constexpr int kAllBlocks = 1536 / kBlock;
+#endif
+// The blocks that registers are to be left for: all of them where 32 do for a thread. Division of doubles
+// takes 40, two packs of 16 bytes or 64-bit indices 64, and the long operations up to 80; those are bound by
+// arithmetic.
 template <class C, int E, bool All, class Index>
-constexpr int kBlocks = All && std::is_floating_point_v<C> && (E == 8 || sizeof(C) == 8) ? 3
-                        : All || E * sizeof(C) > 16 || sizeof(Index) > 4                 ? 4
-                        : sizeof(C) == 8                                                 ? 6
-                                                                                         : 8;
+constexpr int kWantedBlocks = All && std::is_floating_point_v<C> && (E == 8 || sizeof(C) == 8) ? 3
+                              : All || E * sizeof(C) > 16 || sizeof(Index) > 4                 ? 4
+                              : sizeof(C) == 8                                                 ? 6
+                                                                                               : 8;
+template <class C, int E, bool All, class Index>
+constexpr int kBlocks =
+    kWantedBlocks<C, E, All, Index> < kAllBlocks ? kWantedBlocks<C, E, All, Index> : kAllBlocks;
 
 template <class C, int E, bool All, class Index>
 IE_GLOBAL void IE_LAUNCH_BOUNDS(kBlock, (kBlocks<C, E, All, Index>))

@@ -67,8 +67,20 @@ int scale_by(const cuda::TensorList& list, DType dtype, const void* factor, cons
 extern "C" __attribute__((visibility("default"))) const inplace_ext::CudaKernels* inplace_ext_cuda_kernels() {
   using namespace inplace_ext;
   static const CudaKernels kernels = {
-      kCudaAbiVersion, CUDART_VERSION, INPLACE_EXT_ARCHITECTURES, message,    properties, run,      run_list,
-      softmax,         dropout,        cuda::norm_parts_of,       norm_parts, norm_final, scale_by,
+      kCudaAbiVersion,
+      CUDART_VERSION,
+      INPLACE_EXT_ARCHITECTURES,
+      message,
+      properties,
+      cuda::serves,
+      run,
+      run_list,
+      softmax,
+      dropout,
+      cuda::norm_parts_of,
+      norm_parts,
+      norm_final,
+      scale_by,
   };
   return &kernels;
 }

@@ -16,8 +16,8 @@ struct Device {
 namespace cuda {
 
 // Where the seed and the offset of dropout come from. Drawn by a generator of the device they are known to it
-// alone, also where a CUDA graph draws others at each replay: `seed_at` is not null then, and the blocks begin
-// `offset` after what is at `offset_at`.
+// alone, also where a CUDA graph draws others at each replay: `seed_at` is not null then, and the blocks
+// begin `offset` after what is at `offset_at`.
 struct DropoutSeed {
   uint64_t seed, offset;
   const int64_t *seed_at = nullptr, *offset_at = nullptr;
@@ -49,8 +49,8 @@ struct TensorList {
 
 } // namespace cuda
 
-// Every launch goes to the stream, a cudaStream_t of the current device, and waits for nothing. What comes back
-// is a cudaError_t.
+// Every launch goes to the stream, a cudaStream_t of the current device, and waits for nothing. What comes
+// back is a cudaError_t.
 constexpr uint32_t kCudaAbiVersion = 1;
 struct CudaKernels {
   uint32_t abi;
@@ -58,6 +58,8 @@ struct CudaKernels {
   const char* architectures;
   const char* (*message)(int error);
   int (*device)(int index, Device&);
+  // Whether there is an interpreter for programs of this kind.
+  bool (*serves)(const Program&, const DType* dtypes, int tensors);
   // Not for spaces, rows or lists without elements.
   int (*run)(const Program&, const Space&, const Device&, void* stream, Path&);
   int (*run_list)(const cuda::List&, void* stream);

@@ -107,7 +107,7 @@ struct Relu {
 #define IE_UNARY(NAME, EXPRESSION) \
   struct NAME {                    \
     template <class V>             \
-    static IE_BOTH V apply(V a) {          \
+    static IE_BOTH V apply(V a) {  \
       return EXPRESSION;           \
     }                              \
   };
@@ -320,7 +320,7 @@ struct Lerp {
 #define IE_COMPARISON(NAME, OP)                \
   struct NAME {                                \
     template <class V>                         \
-    static IE_BOTH V apply(V a, V b) {                 \
+    static IE_BOTH V apply(V a, V b) {         \
       using T = typename V::lane;              \
       return select(a OP b, V(T(1)), V(T(0))); \
     }                                          \

@@ -227,8 +227,8 @@ enum class Path : uint8_t {
   mask_blocks,
   mask_rows,
   mask_elements,
-  // Programs on the device: all tensors in packs of 16 bytes; so, but with rows apart or broadcast operands; an
-  // element at a time; with 64-bit indices; lists of tensors.
+  // Programs on the device: all tensors in packs of 16 bytes; so, but with rows apart or broadcast operands;
+  // an element at a time; with 64-bit indices; lists of tensors.
   flat,
   strided,
   across,

@@ -1,0 +1,382 @@
+"""The CUDA kernels: what needs no GPU (registrations, errors), and on a GPU everything beside CPU and torch.
+
+What has run where is said in README.md.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import DTYPES, FLOATS, LAYOUTS, NATIVE, default_args, dtype_name, each, make, matches
+
+import inplace_ext as ie
+from inplace_ext import _native, testing
+
+built = pytest.mark.skipif(_native.cuda is None, reason=f"no CUDA kernels: {_native.cuda_reason}")
+gpu = pytest.mark.skipif(
+    _native.cuda is None or not torch.cuda.is_available(), reason="needs a GPU and a build with CUDA kernels"
+)
+by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+OPERATORS = ("softmax_", "softmax", "dropout_", "dropout", "dropout_backward", "dropout_state")
+GIB = 1 << 30
+
+
+@pytest.fixture(autouse=True)
+def no_error_is_left() -> Iterator[None]:
+    yield
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def on_cuda(value: Any) -> Any:
+    """The same on the device, tensors with their strides."""
+    if not isinstance(value, torch.Tensor) or value.dim() == 0:
+        return value
+    out = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="cuda")
+    return out.copy_(value)
+
+
+def path() -> str:
+    return testing.last_path()
+
+
+# ---- without a GPU ----------------------------------------------------------------------------------------
+
+
+@built
+@pytest.mark.parametrize("name", OPERATORS)
+def test_operator_has_a_cuda_kernel(name: str) -> None:
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"inplace_ext::{name}", "CUDA")
+
+
+@built
+def test_every_operation_has_a_cuda_kernel() -> None:
+    module = _native.module
+    assert module is not None
+    operations = module.build_info()["operations"]
+    assert {name for name in operations if not module.cuda_serves(name)} == set()
+    assert not module.cuda_serves("no_such_operation_")
+
+
+@built
+def test_info_says_what_is_there() -> None:
+    info = ie.info()
+    assert info.cuda_reason is None and info.backends["cuda"] == "own kernels"
+    assert info.cuda is not None and torch.version.cuda is not None
+    assert info.cuda.partition(".")[0] == torch.version.cuda.partition(".")[0]
+    assert all(architecture[0].isdigit() for architecture in info.cuda_architectures)
+    assert info.cuda in str(info)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_the_error_is_torchs() -> None:
+    with pytest.raises((RuntimeError, AssertionError)) as own:
+        torch.zeros(2, device="cuda")
+    for call in (
+        lambda: ie.add_(torch.zeros(2, device="cuda"), 1),
+        lambda: ie.softmax_(torch.zeros(2, device="cuda")),
+        lambda: ie.fuse(lambda x: x.add_(1))(torch.zeros(2).cuda()),
+    ):
+        with pytest.raises(type(own.value)) as error:
+            call()
+        assert str(error.value) == str(own.value)
+
+
+# ---- parity -----------------------------------------------------------------------------------------------
+
+
+def check(name: str, x: torch.Tensor, *args: Any, bitwise: bool = False, **kwargs: Any) -> None:
+    """On the device beside the CPU's kernels; exact operations bit for bit but for the payload of NaN."""
+    y, device_args = on_cuda(x), [on_cuda(a) for a in args]
+    device_kwargs = {key: on_cuda(a) for key, a in kwargs.items()}
+    version, pointer = y._version, y.data_ptr()
+    error = None
+    try:
+        getattr(ie, name)(x, *args, **kwargs)
+    except Exception as e:
+        error = e
+    if error is not None:
+        with pytest.raises(type(error)):
+            getattr(ie, name)(y, *device_args, **device_kwargs)
+        return
+    assert getattr(ie, name)(y, *device_args, **device_kwargs) is y
+    assert y.data_ptr() == pointer and y._version == version + 1
+    back = y.cpu()
+    if bitwise:
+        assert matches(back, x).all(), (name, x.dtype, x.shape)
+    else:
+        torch.testing.assert_close(back, x, equal_nan=True, rtol=4 * _step(x.dtype), atol=0)
+
+
+def _step(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).eps if dtype.is_floating_point else 0.0
+
+
+@gpu
+@each(NATIVE)
+def test_layouts(name: str, dtype: torch.dtype) -> None:
+    for seed, layout in enumerate(LAYOUTS):
+        x = make((3, 5, 9, 33), dtype, layout, seed)
+        args, kwargs = default_args(name, x, seed, layout)
+        check(name, x, *args, **kwargs)
+
+
+@gpu
+@each(NATIVE)
+def test_sizes(name: str, dtype: torch.dtype) -> None:
+    for n in (0, 1, 3, 15, 16, 17, 255, 1023, 4096, 4099, 100_003):
+        x = make((n,), dtype, "offset" if n % 2 else "contiguous", n)
+        args, kwargs = default_args(name, x, n, "contiguous")
+        check(name, x, *args, **kwargs)
+
+
+@gpu
+@by_dtype
+@pytest.mark.parametrize("name", ["copy_", "add_", "mul_", "clamp_"])
+def test_broadcast_and_mixed_dtypes(name: str, dtype: torch.dtype) -> None:
+    for other in DTYPES:
+        for shape in ((7, 64), (64,), (7, 1), (1, 1)):
+            x = make((7, 64), dtype, "contiguous", 1)
+            b = make(shape, other, "contiguous", 2)
+            args = [b, b] if name == "clamp_" else [b]
+            check(name, x, *args)
+
+
+@gpu
+@pytest.mark.parametrize("dtype", FLOATS, ids=dtype_name)
+def test_chain(dtype: torch.dtype) -> None:
+    @ie.fuse
+    def normalize_(x, mean, std):  # type: ignore[no-untyped-def]
+        y = x.sub_(mean).div_(std)
+        return y.mul_(torch.where(y > 0, y, y * 0.5)).clamp_(-3, 3)
+
+    x, mean, std = make((6, 5, 40), dtype, "contiguous", 0), make((5, 1), dtype, "contiguous", 1), 1.5
+    y = on_cuda(x)
+    normalize_(x, mean, std)
+    normalize_(y, on_cuda(mean), std)
+    assert path().startswith("cuda:")
+    assert matches(y.cpu(), x).all()
+
+
+@gpu
+def test_lists_are_a_few_launches() -> None:
+    @ie.fuse
+    def sgd_(p, grad, buf, lr):  # type: ignore[no-untyped-def]
+        buf.mul_(0.9).add_(grad)
+        p.add_(buf, alpha=-lr)
+
+    sizes = [1 + 37 * i % 5000 for i in range(2000)]
+    host = [[torch.randn(n) for n in sizes] for _ in range(3)]
+    device = [[t.cuda() for t in tensors] for tensors in host]
+    sgd_(*host, 0.1)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        sgd_(*device, 0.1)
+        torch.cuda.synchronize()
+    assert path() == "cuda:listed"
+    assert sum(event.count for event in profile.key_averages() if "run_list" in event.key) <= 8
+    for one, other in zip(host, device, strict=True):
+        assert all(torch.equal(a, b.cpu()) for a, b in zip(one, other, strict=True))
+
+
+# ---- softmax, dropout, clipping ---------------------------------------------------------------------------
+
+
+@gpu
+@pytest.mark.parametrize("dtype", FLOATS, ids=dtype_name)
+@pytest.mark.parametrize("name", ["softmax_", "log_softmax_", "softmax_relu_"])
+def test_softmax(name: str, dtype: torch.dtype) -> None:
+    for n in (1, 7, 33, 512, 1025, 5000, 40_000):
+        for dim in (-1, 0):
+            x = torch.randn((n, 6) if dim == 0 else (6, n)).to(dtype)
+            y = on_cuda(x)
+            getattr(ie, name)(x, dim, scale=0.5)
+            getattr(ie, name)(y, dim, scale=0.5)
+            assert path().startswith("cuda:")
+            torch.testing.assert_close(y.cpu(), x, rtol=8 * _step(dtype), atol=8 * torch.finfo(dtype).tiny)
+
+
+@gpu
+@pytest.mark.parametrize("dtype", FLOATS, ids=dtype_name)
+@pytest.mark.parametrize("name", ["dropout_", "feature_dropout_", "alpha_dropout_"])
+def test_dropout_has_the_mask_of_the_cpu(name: str, dtype: torch.dtype) -> None:
+    for layout in LAYOUTS:
+        x = make((3, 4, 5, 33), dtype, layout, 0)
+        y = on_cuda(x)
+        getattr(ie, name)(x, 0.3, seed=11, offset=5)
+        getattr(ie, name)(y, 0.3, seed=11, offset=5)
+        assert path().startswith("cuda:") and matches(y.cpu(), x).all(), layout
+
+
+@gpu
+def test_dropout_without_a_seed_follows_the_devices_generator() -> None:
+    masks = []
+    for seed in (3, 3, 4):
+        torch.manual_seed(seed)
+        masks.append(ie.dropout_(torch.ones(1000, device="cuda"), 0.5))
+    assert torch.equal(masks[0], masks[1]) and not torch.equal(masks[0], masks[2])
+    x = torch.ones(1000, device="cuda", requires_grad=True)
+    y = ie.dropout(x, 0.5)
+    y.sum().backward()
+    assert x.grad is not None and torch.equal(x.grad, y.detach())
+
+
+@gpu
+@pytest.mark.parametrize("order", [1.0, 2.0, float("inf")])
+def test_clipping(order: float) -> None:
+    def parameters(device: str) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        made = []
+        for n in (1, 100, 70_000, 5):
+            p = torch.zeros(n, device=device)
+            p.grad = torch.randn(n).to(device)
+            made.append(p)
+        return made
+
+    host, device = parameters("cpu"), parameters("cuda")
+    want, got = (ie.clip_grad_norm_(ps, 1.0, order) for ps in (host, device))
+    torch.testing.assert_close(got.cpu(), want, rtol=1e-6, atol=0)
+    for p, q in zip(host, device, strict=True):
+        torch.testing.assert_close(q.grad.cpu(), p.grad, rtol=1e-6, atol=0)
+    device[0].grad.fill_(float("inf"))
+    before = device[1].grad.clone()
+    with pytest.raises(RuntimeError, match="non-finite"):
+        ie.clip_grad_norm_(device, 1.0, order, error_if_nonfinite=True)
+    assert torch.equal(device[1].grad, before)
+
+
+# ---- streams, graphs, devices, sizes ----------------------------------------------------------------------
+
+
+@gpu
+def test_current_stream() -> None:
+    x, stream = torch.zeros(1 << 24, device="cuda"), torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(10_000_000)
+        x.add_(1)
+        ie.mul_(x, 3)  # after the addition, which waits
+    torch.cuda.current_stream().wait_stream(stream)
+    assert (x == 3).all()
+
+
+@gpu
+def test_nothing_waits() -> None:
+    x, gate = torch.ones(1000, device="cuda"), torch.cuda.Event()
+    torch.cuda._sleep(200_000_000)
+    gate.record()
+    ie.add_(x, 1)
+    ie.softmax_(x)
+    ie.dropout_(x, 0.5)
+    assert not gate.query()  # all calls came back while the device was still asleep
+
+
+@gpu
+def test_nothing_is_allocated() -> None:
+    x, b = torch.ones(1 << 22, device="cuda"), torch.ones(1 << 22, device="cuda")
+    chain = ie.fuse(lambda x, b: x.mul_(b).add_(1).clamp_(0, 1))
+    chain(x, b)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    ie.add_(x, b)
+    ie.softmax_(x)
+    ie.dropout_(x, 0.5, seed=1)
+    chain(x, b)
+    assert torch.cuda.max_memory_allocated() == before
+
+
+@gpu
+def test_graphs() -> None:
+    x, b = torch.zeros(5000, device="cuda"), torch.ones(5000, device="cuda")
+    chain = ie.fuse(lambda x, b: x.add_(b).mul_(2))
+    for _ in range(2):
+        chain(x, b)
+        ie.dropout_(x.clone(), 0.5)
+    y = torch.ones(5000, device="cuda")
+    torch.cuda.synchronize()
+    x.zero_()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        chain(x, b)
+        ie.sub_(x, 1)
+        y.fill_(1)
+        ie.dropout_(y, 0.5)
+    x.zero_()
+    masks = []
+    for _ in range(2):
+        graph.replay()
+        masks.append(y.clone())
+    assert (x == 3).all()  # ((0 + 1) * 2 - 1, and again)
+    assert not torch.equal(*masks), "each replay draws another mask"
+
+
+@gpu
+def test_more_than_two_to_the_31_elements() -> None:
+    n = (1 << 31) + 1000
+    if torch.cuda.mem_get_info()[0] < 8 * GIB:
+        pytest.skip("needs 8 GiB of device memory")
+    x = torch.full((n,), 7, dtype=torch.uint8, device="cuda")
+    ie.add_(x, 1)
+    assert path() == "cuda:wide"
+    assert (x[:10] == 8).all() and (x[-10:] == 8).all() and int(x.sum(dtype=torch.int64)) == 8 * n
+    ie.mul_(x.view(-1, 8)[:, ::2], 2)
+    assert x[-8:].tolist() == [16, 8, 16, 8, 16, 8, 16, 8]
+
+
+@gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_several_devices() -> None:
+    x, y = torch.ones(1000, device="cuda:0"), torch.ones(1000, device="cuda:1")
+    with torch.cuda.device(0):
+        ie.add_(y, 1)
+        assert torch.cuda.current_device() == 0
+    assert (y == 2).all() and path().startswith("cuda:")
+    with pytest.raises(RuntimeError, match="same device"):
+        ie.add_(x, y)
+    assert (x == 1).all()
+    ie.fuse(lambda p: p.mul_(2))([x, y, x.clone()])
+    assert (x == 2).all() and (y == 4).all()
+
+
+@gpu
+def test_tensors_of_two_devices_are_torchs_error() -> None:
+    x = torch.ones(4, device="cuda")
+    with pytest.raises(RuntimeError, match="same device"):
+        ie.add_(x, torch.ones(4))
+    assert (x == 1).all()
+    ie.add_(x, torch.tensor(2.0))  # a number on the CPU
+    assert (x == 3).all() and path().startswith("cuda:")
+    ie.mul_(x, torch.tensor(2.0, device="cuda"))
+    assert (x == 6).all() and path().startswith("cuda:")
+    y = torch.ones(4)
+    ie.copy_(y, x)
+    assert (y == 6).all()
+
+
+@gpu
+def test_autograd_and_compile() -> None:
+    x = torch.randn(8, 16, device="cuda", dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda t: ie.softmax(t, -1, scale=0.7), (x,))
+    assert torch.autograd.gradcheck(lambda t: ie.dropout(t, 0.5, seed=3), (x,))
+    compiled = torch.compile(lambda t: ie.softmax_relu_(ie.mul_(t.clone(), 2)), fullgraph=True)
+    z = torch.randn(8, 16, device="cuda")
+    torch.testing.assert_close(compiled(z), (z * 2).softmax(-1))
+
+
+@gpu
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("compute-sanitizer") is None, reason="needs compute-sanitizer")
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck"])
+def test_compute_sanitizer(tool: str) -> None:
+    command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "pytest"]
+    command += ["-q", "-p", "no:cacheprovider", str(Path(__file__)), "-k"]
+    command += ["test_chain or test_clipping or test_softmax and float32 or test_dropout_has and float16"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ})
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
