@@ -20,7 +20,18 @@ def supported_capabilities() -> list[str]:
     return [name for name in names if library(name).exists()]
 
 
+#: Libraries that were compiled at run time, by capability.
+_compiled: dict[str, Path] = {}
+
+
+def replace_library(capability: str, path: Path) -> None:
+    """Says that kernels are those of another file from now on."""
+    _compiled[capability] = path
+
+
 def library(capability: str) -> Path:
+    if capability in _compiled:
+        return _compiled[capability]
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     return Path(__file__).with_name(f"_cpu_{capability}{suffix}")
 

@@ -8,8 +8,9 @@
 
 namespace inplace_ext {
 
-const Tables& kernel_tables() {
-  static const Tables* const instance = [] {
+namespace {
+Tables& mutable_tables() {
+  static Tables* const instance = [] {
     static Tables t{};
     add_loops<float>(t.loop);
     add_loops<double>(t.loop);
@@ -31,6 +32,18 @@ const Tables& kernel_tables() {
     return &t;
   }();
   return *instance;
+}
+void set_operation(int code, const OpKernels& kernels) {
+  Tables& t = mutable_tables();
+  operations[code] = kernels.info;
+  std::memcpy(t.loop[code], kernels.loop, sizeof(kernels.loop));
+  for (int d = 0; d < kDTypes; ++d)
+    std::memcpy(t.stages[d].op[code], kernels.stage[d], sizeof(kernels.stage[d]));
+}
+} // namespace
+
+const Tables& kernel_tables() {
+  return mutable_tables();
 }
 
 namespace {
@@ -524,7 +537,7 @@ class Executor {
  public:
   Executor(const Program& program, const Space& space) : program_(program), space_(space) {
     single_ = program.stages == 3 && program.stage[0].code == kLoad &&
-              program.stage[0].b_kind == Operand::tensor && program.stage[1].code < kOps &&
+              program.stage[0].b_kind == Operand::tensor && program.stage[1].code < kOpCodes &&
               program.stage[2].code == kStore && program.stage[0].b == program.stage[2].b;
     // {load b; store a} with nothing between is conversion and layout only, with no compute type in the
     // middle.
@@ -572,7 +585,7 @@ class Executor {
       const Stage& s = p.stage[i];
       if (s.b_kind == Operand::tensor) {
         slot_[s.b].used = true;
-        if (s.code < kOps) as_operand[s.b] = true;
+        if (s.code < kOpCodes) as_operand[s.b] = true;
         if (s.code == kStore) {
           written[s.b] = true;
         } else {
@@ -732,7 +745,7 @@ class Executor {
     // integer beside a 16-bit float is first rounded to that float, as promotion has it. A mask is read as it
     // is.
     const Stage& op = p.stage[1];
-    const int mask = kOpInfo[op.code].form == Form::kMasked && op.b_kind == Operand::tensor ? op.b : -1;
+    const int mask = op_info(op.code).form == Form::kMasked && op.b_kind == Operand::tensor ? op.b : -1;
     const DType own = slot_[p.stage[0].b].arg->dtype;
     bool same = compute_dtype(own) == p.compute;
     for (int t = 0; t < space_.tensors; ++t) {
@@ -744,7 +757,7 @@ class Executor {
     for (int t = 0; t < space_.tensors; ++t) slot_[t].want = t == mask ? DType::b8 : dtype_;
     // Forms of numbers alone have only the last variant.
     const LoopFn* const loop = kernel_tables().loop[op.code][static_cast<int>(dtype_)];
-    const Form form = kOpInfo[op.code].form;
+    const Form form = op_info(op.code).form;
     const int variant = !only_numbers(form)     ? kTensorOperands
                         : form == Form::kNumber ? kScalarB
                                                 : kScalarB | kScalarC;
@@ -783,7 +796,7 @@ class Executor {
         out.kc = p.scalar[s.c];
         variant |= kScalarC;
       }
-      if (s.code < kOps && takes_third(kOpInfo[s.code].form)) out.kd = p.scalar[s.d];
+      if (s.code < kOpCodes && takes_third(op_info(s.code).form)) out.kd = p.scalar[s.d];
       const auto memory_dtype = [&] {
         return static_cast<int>(s.b_kind == Operand::tensor ? slot_[s.b].want : p.compute);
       };
@@ -1304,8 +1317,9 @@ Path run(const Program& program, const Space& space, int64_t begin, int64_t end)
 
 extern "C" __attribute__((visibility("default"))) const inplace_ext::CpuKernels* inplace_ext_cpu_kernels() {
   using namespace inplace_ext;
-  static const CpuKernels kernels = {kAbiVersion, kVectorBytes, kCapability, kernel_tables().loop,
-                                     run,         fill,         convert,     contains_zero,
-                                     softmax,     dropout,      norm_part};
+  static const CpuKernels kernels = {
+      kAbiVersion, table_fingerprint(), kVectorBytes, kCapability, kernel_tables().loop, run,       fill,
+      convert,     contains_zero,       softmax,      dropout,     set_operation,        norm_part,
+  };
   return &kernels;
 }
