@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from inplace_ext import _added, _compile, _native, _ops
 from inplace_ext._added import AddedOp
-from inplace_ext._table import OPS
+from inplace_ext._table import ALL_OPS, OPS, RANDOM
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -317,6 +317,19 @@ class _Tracer:
         with torch._C.DisableTorchFunction():
             return func(*map(concrete, args), **{key: concrete(item) for key, item in kwargs.items()})
 
+    def evaluate_drawn(self, name: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        """The same of dropout, without drawing from a generator."""
+        if "train" in kwargs:  # torch.dropout and torch.dropout_
+            kwargs["training"] = kwargs.pop("train")
+        seeded = dict(kwargs)
+        if seeded.get("seed") is None:
+            seeded["seed"] = 0
+            seeded.pop("generator", None)
+        result = self.evaluate(getattr(_ops, name), args, seeded)
+        if name.rstrip("_") != "dropout":
+            raise _Unfused(f"{name} has no form in a chain")
+        return result
+
     def operation(self, name: str, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         args, kwargs = list(args), dict(kwargs)
         for key in ("input", "self", "condition"):
@@ -344,14 +357,17 @@ class _Tracer:
     def change(
         self, name: str, func: Any, args: list[Any], kwargs: dict[str, Any], added: AddedOp | None = None
     ) -> Any:
-        op = added or OPS.get(name)
-        if op is None:
+        op = added or ALL_OPS.get(name)
+        if op is None or not (added or name in OPS or name in RANDOM):
             raise _refuse(f"{name} is not elementwise")
         target = args[0]
         if not isinstance(target, _Traced):
             raise _refuse(f"{name} changes a tensor that is not an argument")
-        form = func if added else getattr(torch.Tensor, name, None) or getattr(_ops, name)
-        self.evaluate(form, args, kwargs)
+        if name in RANDOM:
+            self.evaluate_drawn(name, args, kwargs)
+        else:
+            form = func if added else getattr(torch.Tensor, name, None) or getattr(_ops, name)
+            self.evaluate(form, args, kwargs)
         if op.kernel is None:
             raise _Unfused(f"{name} has no kernel of its own")
         names = op.parameter_names
@@ -473,13 +489,14 @@ class _Tracer:
 
     def new(self, name: str, func: Any, args: list[Any], kwargs: dict[str, Any]) -> _Traced:
         """An elementwise function out of place: the first operand in a new value, changed in place."""
-        known = name + "_" in OPS or name in ("where", "rsub", "rdiv", "rpow", "and", "or", "not")
+        drawn = name + "_" in RANDOM
+        known = drawn or name + "_" in OPS or name in ("where", "rsub", "rdiv", "rpow", "and", "or", "not")
         reduces = name in ("maximum", "minimum") and not any(
             isinstance(item, torch.Tensor) for item in [*args[1:], *kwargs.values()]
         )
         if not known or reduces:
             raise _refuse(f"{getattr(func, '__name__', name)} is not elementwise")
-        result = self.evaluate(func, args, kwargs)
+        result = self.evaluate_drawn(name, args, kwargs) if drawn else self.evaluate(func, args, kwargs)
         if not isinstance(result, torch.Tensor):
             raise _refuse(f"{name} does not give one tensor")
         dtype, shape = result.dtype, result.shape
@@ -537,7 +554,7 @@ class _Tracer:
                 other = args[1]._value if isinstance(args[1], _Number) else args[1]
                 common = torch.result_type(first, other)
             return self.retyped(then(start(first, common), name + "_", args[1]), torch.bool)
-        op = OPS[name + "_"]
+        op = ALL_OPS[name + "_"]
         if op.kernel is None:
             raise _Unfused(f"{name} has no kernel of its own")
         names = op.parameter_names
@@ -704,10 +721,16 @@ class _Fused:
             with torch.inference_mode(item.is_inference()):
                 return torch.ones([min(size, 2) for size in item.shape], dtype=item.dtype)
 
-        for stand_in in (meta, small):
-            given = [stand_in(item) if isinstance(item, torch.Tensor) else item for item in args]
-            with contextlib.suppress(NotImplementedError):  # torch has no meta form of an operation
-                self.run(given)
+        generators = [torch.default_generator, *(item for item in args if isinstance(item, torch.Generator))]
+        states = [generator.get_state() for generator in generators]
+        try:
+            for stand_in in (meta, small):
+                given = [stand_in(item) if isinstance(item, torch.Tensor) else item for item in args]
+                with contextlib.suppress(NotImplementedError):  # torch has no meta form of an operation
+                    self.run(given)
+        finally:
+            for generator, state in zip(generators, states, strict=True):
+                generator.set_state(state)
 
     def trace(self, args: Sequence[Any]) -> None:
         """Adds a trace for arguments like these."""
@@ -816,9 +839,9 @@ class _Closed(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
-        if name in _RANDOM:
-            raise _refuse(f"{name}() would be drawn once, and not in each call")
         traced = any(isinstance(item, _Traced) for item in _flat((args, kwargs or {})))
+        if name in _RANDOM and not (traced and name + "_" in RANDOM):
+            raise _refuse(f"{name}() would be drawn once, and not in each call")
         if not traced and name.endswith("_") and not name.startswith("__") and name in OPS:
             raise _refuse(f"{name} changes a tensor that is not an argument")
         return func(*args, **(kwargs or {}))
@@ -885,6 +908,8 @@ def explanation(fused: _Fused, args: tuple[Any, ...]) -> str:
         tensor_of.setdefault(count + i, tensor)
 
     def shown(operand: Any) -> str:
+        if isinstance(operand, tuple) and operand[0] == "d":
+            return "draws"
         if isinstance(operand, tuple):
             return f"t{operand[1]}" if operand[0] == "r" else label.get(operand[1], f"tensor {operand[1]}")
         return f"{operand:.6g}" if isinstance(operand, float) else str(operand)
@@ -943,7 +968,9 @@ def fuse(function: Any = None, /, *, round_each: bool = False) -> Any:
     elements, on their second ones and so on, in one call whose work is shared among the threads; the other
     arguments are the same for all. What it returns are the lists.
 
-    Values: those of the separate calls; those of float16 and bfloat16 with one rounding.
+    Values: those of the separate calls; those of float16 and bfloat16 with one rounding. ``dropout_`` takes
+    its seed from the generator at each call. Torch's own dropout is drawn as :func:`dropout_` draws where it is fused:
+    other elements are kept than torch would keep.
 
     Errors, each raised before anything is written:
         FuseError: the function reads data (``if x.sum() > 0``, ``x.item()``), does what is not elementwise,
@@ -1006,7 +1033,7 @@ class Pipeline(torch.nn.Module):
         self._fused: _Fused | None = None
 
     def __getattr__(self, name: str) -> Any:
-        if name in OPS:
+        if name in OPS or name == "dropout_":
             return functools.partial(self._then, name)
         if name.endswith("_") and not name.startswith("_"):
             raise AttributeError(f"Pipeline: {name} is no elementwise operation of inplace_ext")
@@ -1016,7 +1043,7 @@ class Pipeline(torch.nn.Module):
         try:
             inspect.signature(getattr(_ops, name)).bind(None, *args, **kwargs)
         except TypeError as error:
-            raise TypeError(f"Pipeline: {name}{OPS[name].signature}: {error}") from None
+            raise TypeError(f"Pipeline: {name}{ALL_OPS[name].signature}: {error}") from None
         longer = Pipeline()
         for key, buffer in self.named_buffers():
             longer.register_buffer(key, buffer, persistent=False)

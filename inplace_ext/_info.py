@@ -25,6 +25,8 @@ class Info:
     capability: str | None
     capabilities: list[str]
     threads: int
+    #: The kernel library in use, which :func:`inplace_ext.jit.load` replaces.
+    kernels: str | None
     build: dict[str, object] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -49,5 +51,6 @@ def info() -> Info:
         capability=native.capability() if native else None,
         capabilities=_native.supported_capabilities() if native else [],
         threads=torch.get_num_threads(),
+        kernels=str(_native.library(native.capability())) if native else None,
         build=native.build_info() if native else {},
     )

@@ -538,10 +538,10 @@ def _operand(name: str, value: Any, x: torch.Tensor, is_tensor: bool) -> torch.T
     raise TypeError(f"{name} must be a {'tensor or a ' * is_tensor}number, not {type(value).__name__}")
 
 
-def _element(value: Any) -> torch.Tensor:
+def _tensor(value: Any) -> torch.Tensor:
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"input must be a torch.Tensor, not {type(value).__name__}")
-    return _wide(value)
+    return value
 
 
 def _result_dtype(input: torch.Tensor, *operands: Any) -> torch.dtype:
@@ -560,7 +560,7 @@ def _narrow(result: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 _HELPERS = {
     "torch": torch, "_assign": assign, "_saved": _saved, "_number": _number, "_numbers": _numbers,
-    "_operand": _operand, "_element": _element, "_result_dtype": _result_dtype, "_narrow": _narrow,
+    "_operand": _operand, "_tensor": _tensor, "_wide": _wide, "_result_dtype": _result_dtype, "_narrow": _narrow,
 }  # fmt: skip
 
 
@@ -574,12 +574,12 @@ def _torch_forms(definition: _Definition) -> tuple[Callable[..., torch.Tensor], 
     operands = [
         f"{item} = _operand({item!r}, {item}, x, {item in definition.tensors})" for item in definition.operands
     ]
-    lines = ["x = _element(input)", f"dtype = _result_dtype({tensors})", *operands, *statements]
+    lines = ["x = _wide(_tensor(input))", f"dtype = _result_dtype({tensors})", *operands, *statements]
     body = "\n".join(f"    {line}" for line in [*lines, f"return _narrow({value}, dtype)"])
     source = (
         f"def {name}({parameters}):\n{body}\n\n"
         f"def {definition.name}({parameters}):\n"
-        f"    return _assign(input, {name}(_saved(input), {given}))\n"
+        f"    return _assign(input, {name}(_saved(_tensor(input)), {given}))\n"
     )
     file = f"<{definition.name}>"
     linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)

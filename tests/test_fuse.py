@@ -93,6 +93,11 @@ def adamw_(
     p.addcdiv_(m, v.sqrt().div_(root).add_(eps), value=-lr / (1 - beta1**step))
 
 
+def drop_(x: torch.Tensor, y: torch.Tensor, p: float, seed: int | None = 5, offset: int = 0) -> torch.Tensor:
+    x.mul_(2).add_(y)
+    return ie.dropout_(x, p, seed=seed, offset=offset).sub_(0.25)
+
+
 # ---- values -----------------------------------------------------------------------------------------------
 
 
@@ -352,6 +357,167 @@ def test_long_programs_are_split_and_too_many_temporaries_run_as_written(capabil
     check(many, torch.randn(100), *torch.randn(30, 100))
 
 
+# ---- dropout ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_dropout_in_a_chain(layout: str, dtype: torch.dtype, capability: str) -> None:
+    fused = ie.fuse(drop_)
+    for shape in ((1,), (7,), (2051,), (3, 70), (33, 65), (2, 3, 4, 5)):
+        x = make(shape, dtype, layout, seed=1)
+        for p, seed, offset in ((0.3, 5, 0), (0.5, -1, (1 << 32) - 2), (1, 2, 3), (0.0, 1, 0)):
+            # Of p = 0 nothing is left of the dropout, and of p = 1 no number is kept.
+            check(drop_, x, make(shape, dtype), p, seed, offset, fused=fused)
+    check(drop_, make((), dtype), make((), dtype), 0.5, 3, fused=fused)
+    check(drop_, make((0, 3), dtype), make((3,), dtype), 0.5, 3, path=None, fused=fused)
+
+
+def test_dropout_in_a_chain_keeps_nan_and_inf(capability: str) -> None:
+    x = make((1000,), torch.float32, specials=0)
+    x[::3], x[1::7], x[2::5] = math.nan, math.inf, -0.0
+    check(drop_, x, torch.zeros(1000), 0.5)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_dropout_in_a_chain_of_sixteen_bit_floats(dtype: torch.dtype, capability: str) -> None:
+    x, y = make((5000,), dtype), make((5000,), dtype)
+    check(drop_, x, y, 0.3, fused=ie.fuse(drop_, round_each=True))
+    rounded = drop_(x.float(), y.float(), 0.3).to(dtype)
+    assert matches(ie.fuse(drop_)(x, y, 0.3), rounded).all()
+    assert testing.last_path().endswith(":program")
+
+
+def test_dropout_of_values_and_of_broadcast_ones(capability: str) -> None:
+    def function(x: torch.Tensor, row: torch.Tensor, column: torch.Tensor) -> None:
+        noise = ie.dropout(row * 2, 0.5, seed=1)  # a number of the mask for each column
+        gate = ie.dropout(column + 1, 0.25, seed=2, offset=9)
+        x.mul_(noise).add_(gate)
+        ie.dropout_(x, 0.1, seed=3)
+
+    for rows, columns in ((1, 1), (5, 3), (40, 100), (3, 700)):
+        x, row, column = (
+            make((rows, columns), torch.float32, specials=0),
+            make((columns,), torch.float32, specials=0),
+            make((rows, 1), torch.float32, specials=0),
+        )
+        check(function, x, row, column)
+        check(function, x.t().contiguous().t(), row, column)
+
+
+def test_seeds_come_from_the_generator_in_the_order_of_the_calls(capability: str) -> None:
+    def function(x: torch.Tensor, generator: torch.Generator | None) -> None:
+        ie.dropout_(x, 0.5)
+        y = ie.dropout(x, 0.25, generator=generator)
+        x.add_(y * 2)
+        ie.dropout_(x, 0.1, offset=1)
+
+    fused = ie.fuse(function)
+    for own in (None, torch.Generator()):
+        start = make((1000,), torch.float32, specials=0)
+        results = []
+        for run in (function, fused, fused):
+            torch.manual_seed(3)
+            if own is not None:
+                own.manual_seed(4)
+            x = start.clone()
+            run(x, own)
+            assert testing.last_path().endswith(":program") or run is function
+            results.append((x, torch.get_rng_state(), None if own is None else own.get_state()))
+        for x, state, owns in results[1:]:
+            assert torch.equal(x, results[0][0])
+            assert torch.equal(state, results[0][1])
+            assert own is None or torch.equal(owns, results[0][2])
+    # Each call draws anew.
+    a, b = torch.ones(1000), torch.ones(1000)
+    fused(a, None), fused(b, None)
+    assert not torch.equal(a, b)
+    # What is wrong is found before a seed is drawn, and running as written draws no other.
+    state = torch.get_rng_state()
+
+    def wrong(x: torch.Tensor, y: torch.Tensor) -> None:
+        ie.dropout_(x, 0.5)
+        x.add_(y)
+
+    with pytest.raises(RuntimeError, match="broadcast"):
+        ie.fuse(wrong)(torch.ones(4), torch.ones(3))
+    assert torch.equal(torch.get_rng_state(), state)
+    x, y = torch.ones(300), torch.ones(300)
+    function_of_double = ie.fuse(lambda x: ie.dropout_(x.lgamma_().add_(1), 0.5))  # without a kernel
+    function_of_double(x)
+    torch.set_rng_state(state)
+    assert torch.equal(ie.dropout_(y.lgamma_().add_(1), 0.5), x)
+
+
+def test_torchs_dropout_is_drawn_as_this_package_does(capability: str) -> None:
+    def theirs(x: torch.Tensor, y: torch.Tensor) -> None:
+        F.dropout(x, 0.5, training=True, inplace=True)
+        torch.dropout_(x, 0.5, train=True)
+        x.add_(F.dropout(y, 0.25) + torch.dropout(y, 0.25, False))
+
+    def ours(x: torch.Tensor, y: torch.Tensor) -> None:
+        ie.dropout_(ie.dropout_(x, 0.5), 0.5)
+        x.add_(ie.dropout(y, 0.25) + y)
+
+    x, y = make((777,), torch.float32, specials=0), make((777,), torch.float32, specials=0)
+    results = []
+    for function in (ie.fuse(theirs), ours):
+        torch.manual_seed(1)
+        results.append(x.clone())
+        function(results[-1], y)
+    assert torch.equal(*results)
+
+
+def test_dropout_in_lists_pipelines_and_where_it_does_not_fit(capability: str) -> None:
+    pipeline = ie.Pipeline().mul_(2).dropout_(0.5, seed=3)
+    x = make((100,), torch.float32, specials=0)
+    dropped = pipeline(x.clone())
+    assert testing.last_path().endswith(":program")
+    assert torch.equal(dropped, ie.dropout_(x * 2, 0.5, seed=3))
+    assert repr(pickle.loads(pickle.dumps(pipeline))) == "Pipeline().mul_(2).dropout_(0.5, seed=3)"
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        return ie.dropout_(x.mul_(2), 0.5)
+
+    lists = [
+        [make((n,), torch.float32, seed=n, specials=0) for n in (3, 500, 500, 1, 70000)] for _ in range(2)
+    ]
+    fused = ie.fuse(function)
+    for count in (1, 2):
+        with threads(count):
+            torch.manual_seed(count)
+            for tensor in lists[0]:
+                function(tensor)
+            torch.manual_seed(count)
+            fused(lists[1])
+            assert testing.last_path().endswith(":program")
+            for a, b in zip(*lists, strict=True):
+                assert torch.equal(a, b)
+
+    def features(x: torch.Tensor) -> torch.Tensor:
+        return ie.feature_dropout_(x.mul_(2), 0.5, seed=1)
+
+    check(features, make((4, 5, 6), torch.float32, specials=0), path="draws")
+    for bad, error in ((2.0, ValueError), ("a", TypeError)):
+        x = torch.ones(4)
+        with pytest.raises(error, match="p must"):
+            ie.fuse(lambda x, bad=bad: ie.dropout_(x.mul_(2), bad))(x)
+        with pytest.raises(error, match="p must"):
+            ie.fuse(lambda x, p: ie.dropout_(x.mul_(2), p))(x, bad)
+        assert torch.equal(x, torch.ones(4))
+    with pytest.raises(ValueError, match="exclude"):
+        ie.fuse(lambda x: ie.dropout_(x.mul_(2), seed=1, generator=torch.default_generator))(x)
+    assert torch.equal(x, torch.ones(4))
+
+
+def test_many_dropouts_take_several_passes(capability: str) -> None:
+    def function(x: torch.Tensor) -> None:
+        for i in range(11):
+            ie.dropout_(x.add_(1), 0.1, seed=i)
+
+    check(function, make((1000,), torch.float32, specials=0))
+
+
 # ---- random programs --------------------------------------------------------------------------------------
 
 BINARY = ["add", "sub", "mul", "div", "maximum", "minimum"]
@@ -440,7 +606,7 @@ def reads(x: torch.Tensor) -> torch.Tensor:
         (lambda x: x.t_(), "t_ is not elementwise"),
         (lambda x: x.cumsum_(0), "cumsum_ is not elementwise"),
         (lambda x: ie.softmax_(x), "softmax_ is not elementwise"),
-        (lambda x: ie.dropout_(x), "dropout_ is not elementwise"),
+        (lambda x: x.add_(F.dropout(torch.ones(1))), "dropout() would be drawn once"),
         (lambda x: TABLE.add_(x), "add_ changes a tensor that is not an argument"),
         (lambda x: TABLE.add_(1), "add_ changes a tensor that is not an argument"),
         (lambda x: x @ x, "matmul is not elementwise"),

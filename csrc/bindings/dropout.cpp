@@ -11,6 +11,7 @@
 #include "kernels.h"
 #include "overlap.h"
 #include "parallel.h"
+#include "recorder.h"
 
 namespace inplace_ext {
 namespace {
@@ -36,6 +37,10 @@ void factors(Dropout& call, const DropoutArguments& a) {
   call.shifts = true;
   call.kept = static_cast<C>(kAlpha * scale * a.p);
   call.dropped = static_cast<C>(static_cast<C>(call.kept) - static_cast<C>(kAlpha * scale));
+}
+
+void find_factors(Dropout& call, const DropoutArguments& arguments) {
+  call.dtype == DType::f64 ? factors<double>(call, arguments) : factors<float>(call, arguments);
 }
 
 // Dim 0 is one along which the mask goes from element to element, or stays: one of neighbours in memory if
@@ -89,9 +94,15 @@ bool to_word(PyObject* object, bool negative, uint64_t& out) {
   return false;
 }
 
+// A draw is a multiple of 2^-24 and p a double: what is no less than p is no less than p rounded up.
+uint32_t threshold_of(double p) {
+  return static_cast<uint32_t>(std::ceil(std::ldexp(p, philox::kBits)));
+}
+
 // (input, p=0.5, training=True, *, seed=None, offset=0, generator=None) of a call that drops something;
-// `unchanged` where it drops nothing.
-Outcome read_dropout(Slots slot, const at::Tensor& x, DropoutArguments& arguments) {
+// `unchanged` where it drops nothing. Where there is to be a seed from the generator, `generator` points to
+// it.
+Outcome read_dropout(Slots slot, const at::Tensor& x, DropoutArguments& arguments, Drawing& drawing) {
   Number p;
   if (slot[1] != nullptr) {
     if (!to_number(slot[1], p)) return Outcome::delegate;
@@ -99,7 +110,7 @@ Outcome read_dropout(Slots slot, const at::Tensor& x, DropoutArguments& argument
   }
   if (!(arguments.p >= 0 && arguments.p <= 1)) return Outcome::delegate;
   if (slot[2] != nullptr && !PyBool_Check(slot[2])) return Outcome::delegate;
-  std::optional<at::Generator> generator;
+  std::optional<at::Generator>& generator = drawing.generator;
   if (slot[5] != nullptr && slot[5] != Py_None) {
     if (!THPGenerator_Check(slot[5])) return Outcome::delegate;
     generator = THPGenerator_Unwrap(slot[5]);
@@ -109,11 +120,10 @@ Outcome read_dropout(Slots slot, const at::Tensor& x, DropoutArguments& argument
   if (slot[4] != nullptr && !to_word(slot[4], false, arguments.offset)) return Outcome::delegate;
   if (!takes_dropout(x, arguments)) return Outcome::delegate;
   if (slot[2] == Py_False || arguments.p == 0 || x.numel() == 0) return Outcome::unchanged;
-  if (!seeded && arguments.p < 1) {
-    const auto seed = draw_seed(generator);
-    if (!seed.has_value()) return Outcome::delegate;
-    arguments.seed = *seed;
-  }
+  drawing.seeded = seeded || arguments.p == 1;
+  if (!drawing.seeded && generator.has_value() && generator->device().type() != at::kCPU)
+    return Outcome::delegate;
+  drawing.from = {arguments.seed, arguments.offset};
   return Outcome::done;
 }
 
@@ -122,17 +132,28 @@ Outcome bind_dropout(Op, Slots slot) {
   const at::Tensor* const x = writable_tensor(slot[0]);
   if (x == nullptr) return Outcome::delegate;
   DropoutArguments arguments{.feature = Feature, .alpha = Alpha};
-  const Outcome outcome = read_dropout(slot, *x, arguments);
-  if (outcome == Outcome::done && !run_dropout(*x, *x, arguments)) return Outcome::delegate;
-  return outcome;
+  Drawing drawing;
+  const Outcome outcome = read_dropout(slot, *x, arguments, drawing);
+  if (outcome != Outcome::done) return outcome;
+  if (recorder != nullptr) {
+    if (Feature || Alpha) return Outcome::delegate;
+    Dropout call;
+    to_dtype(x->scalar_type(), call.dtype);
+    find_factors(call, arguments);
+    return recorder->record_dropout(*x, call.dtype, drawing, threshold_of(arguments.p), call.scale);
+  }
+  if (!drawing.seeded) arguments.seed = draw_seed(drawing.generator);
+  return run_dropout(*x, *x, arguments) ? Outcome::done : Outcome::delegate;
 }
 template <bool Feature, bool Alpha>
 Outcome make_dropout(Slots slot, at::Tensor& result) {
   const at::Tensor* const x = plain_tensor(slot[0]);
   if (x == nullptr) return Outcome::delegate;
   DropoutArguments arguments{.feature = Feature, .alpha = Alpha};
-  const Outcome outcome = read_dropout(slot, *x, arguments);
+  Drawing drawing;
+  const Outcome outcome = read_dropout(slot, *x, arguments, drawing);
   if (outcome != Outcome::done) return outcome;
+  if (!drawing.seeded) arguments.seed = draw_seed(drawing.generator);
   const Result made = make_result(*x);
   result = made.tensor;
   return run_dropout(made.source(*x), result, arguments) ? Outcome::done : Outcome::delegate;
@@ -140,9 +161,8 @@ Outcome make_dropout(Slots slot, at::Tensor& result) {
 
 } // namespace
 
-std::optional<uint64_t> draw_seed(const std::optional<at::Generator>& generator) {
+uint64_t draw_seed(const std::optional<at::Generator>& generator) {
   at::Generator from = generator.has_value() ? *generator : at::detail::getDefaultCPUGenerator();
-  if (from.device().type() != at::kCPU) return std::nullopt;
   const std::lock_guard<std::mutex> lock(from.mutex());
   return at::check_generator<at::CPUGeneratorImpl>(from)->random64();
 }
@@ -159,9 +179,8 @@ bool run_dropout(const at::Tensor& x, const at::Tensor& out, const DropoutArgume
   to_dtype(x.scalar_type(), call.dtype);
   call.seed = arguments.seed;
   call.offset = arguments.offset;
-  // A draw is a multiple of 2^-24 and p a double: what is no less than p is no less than p rounded up.
-  call.threshold = static_cast<uint32_t>(std::ceil(std::ldexp(arguments.p, philox::kBits)));
-  call.dtype == DType::f64 ? factors<double>(call, arguments) : factors<float>(call, arguments);
+  call.threshold = threshold_of(arguments.p);
+  find_factors(call, arguments);
   if (!lay_out(call, x, arguments.feature)) return false;
   if (x.numel() == 0) {
     last_path = {Taken::native, Path::draws};

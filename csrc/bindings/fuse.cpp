@@ -15,6 +15,7 @@
 
 #include "binders.h"
 #include "functions.h"
+#include "kernels.h"
 #include "overlap.h"
 #include "recorder.h"
 
@@ -354,6 +355,7 @@ Outcome Core::bind(Trace& trace, PyObject* const* args, const Numbers& numbers, 
     }
     const Outcome outcome = call.binder(call.op, slot);
     if (outcome == Outcome::delegate || outcome == Outcome::error) return outcome;
+    if (outcome == Outcome::unchanged) continue;
     const int changed = value[call.slot[0].index];
     if (static_cast<int>(bumps.size()) <= changed) bumps.resize(changed + 1);
     ++bumps[changed];
@@ -378,8 +380,10 @@ bool fits_together(const Passes& passes, TensorOf tensor_of) {
     for (int t = 0; t < pass.tensors; ++t) {
       const at::Tensor& tensor = tensor_of(pass.value[t]);
       if (!pass.mutated[t] && !broadcasts_to(tensor, *x)) return false;
+      if (pass.program.drawn(t) != nullptr) continue;
       for (int u = 0; u < t; ++u) {
-        if ((pass.mutated[t] || pass.mutated[u]) && share_memory(tensor_of(pass.value[u]), tensor))
+        if ((pass.mutated[t] || pass.mutated[u]) && pass.program.drawn(u) == nullptr &&
+            share_memory(tensor_of(pass.value[u]), tensor))
           return false;
       }
     }
@@ -390,19 +394,25 @@ bool fits_together(const Recorder& recorded, const Passes& passes) {
   return fits_together(passes, [&](int v) -> const at::Tensor& { return *recorded.values[v].tensor; });
 }
 
+// Gives the draws of a pass that is about to run the seeds that they lack.
+void draw_seeds(Pass& pass) {
+  for (const Pass::Unseeded& u : pass.unseeded) pass.program.draw[u.draw].from.seed = draw_seed(u.generator);
+}
+
 Outcome Core::run(Trace& trace, PyObject* const* args, const Numbers& numbers, const char*& reason) {
   Recorder recorded;
   Counts bumps;
   const Outcome outcome = bind(trace, args, numbers, recorded, bumps);
   if (outcome != Outcome::done) return outcome;
   bumps.resize(recorded.values.size());
-  const Passes passes = lower(recorded, trace.round_each, reason);
+  Passes passes = lower(recorded, trace.round_each, reason);
   if (passes.empty() && !recorded.steps.empty() && reason != nullptr) return Outcome::delegate;
   if (!fits_together(recorded, passes)) return Outcome::delegate;
   RECORD_FUNCTION(name, c10::ArrayRef<const c10::IValue>{});
   // The tensors are held, since others may run while the GIL is released.
   c10::SmallVector<at::Tensor, 8> held;
   for (const Value& v : recorded.values) held.push_back(v.temporary ? at::Tensor() : *v.tensor);
+  for (Pass& pass : passes) draw_seeds(pass);
   for (const Pass& pass : passes) {
     const at::Tensor* tensors[kMaxTensors];
     for (int t = 0; t < pass.tensors; ++t) tensors[t] = &held[pass.value[t]];
@@ -430,7 +440,7 @@ bool are_apart(const std::vector<Work>& work) {
   for (size_t w = 0; w < work.size(); ++w) {
     for (int t = 0; t < work[w].count; ++t) {
       const at::Tensor& tensor = *work[w].tensors[t];
-      if (tensor.numel() == 0) continue;
+      if (tensor.numel() == 0 || work[w].program->drawn(t) != nullptr) continue;
       const auto begin = reinterpret_cast<intptr_t>(tensor.const_data_ptr());
       const int64_t bytes = extent(tensor, static_cast<int>(tensor.element_size()));
       extents.push_back({begin, begin + bytes, w, work[w].mutated[t]});
@@ -584,7 +594,8 @@ PyObject* Core::call_lists(PyObject* const* args, Py_ssize_t count) {
   }
   size_t at = 0;
   for (const Item& item : items) {
-    for (const Pass& pass : shared[item.shared]->passes) {
+    for (Pass& pass : shared[item.shared]->passes) {
+      draw_seeds(pass);
       work.push_back({&pass.program, pointers.data() + at, pass.mutated, pass.tensors});
       at += pass.tensors;
     }
@@ -630,6 +641,8 @@ py::object Core::describe(const py::tuple& arguments) {
           const Scalar v = pass.program.scalar[index];
           return is_floating(pass.program.compute) ? py::object(py::float_(v.d)) : py::object(py::int_(v.i));
         }
+        if (kind == Operand::tensor && pass.program.drawn(index) != nullptr)
+          return py::make_tuple("d", pass.value[index]);
         if (kind == Operand::tensor) return py::make_tuple("t", pass.value[index]);
         if (kind == Operand::temporary) return py::make_tuple("r", index);
         return py::none();

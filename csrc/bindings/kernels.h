@@ -42,9 +42,8 @@ struct DropoutArguments {
 };
 bool takes_dropout(const at::Tensor& x, const DropoutArguments& arguments);
 bool run_dropout(const at::Tensor& x, const at::Tensor& out, const DropoutArguments& arguments);
-// A seed from the generator, which is that of the CPU where none is given; empty where it is of another
-// device.
-std::optional<uint64_t> draw_seed(const std::optional<at::Generator>& generator);
+// A seed from a generator of the CPU, the default one where none is given.
+uint64_t draw_seed(const std::optional<at::Generator>& generator);
 
 // The norm of all elements of all tensors together, of order 1, 2 or infinity, in double precision; empty
 // where a tensor is none that the kernels take: plain, dense, of one dtype, float32 or float64. The same for

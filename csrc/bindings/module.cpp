@@ -118,7 +118,8 @@ void run_program(const std::string& compute, const py::list& stages, const py::l
       }
     } else {
       const int op = code_named(name);
-      if (op < 0) throw py::value_error("program: unknown operation " + name);
+      if (op < 0 || kOpInfo[op].form == Form::kDrawn)
+        throw py::value_error("program: unknown operation " + name);
       const Form form = kOpInfo[op].form;
       const int operands = (out.b_kind != Operand::none) + (out.c_kind != Operand::none);
       if (!has_form(kOpInfo[op].types, program.compute))
@@ -178,6 +179,7 @@ py::dict build_info() {
   // What a stage of each operation takes: operands, whether they are numbers, and the compute types.
   py::dict operations;
   for (const OpInfo& op : kOpInfo) {
+    if (op.form == Form::kDrawn) continue; // of tensors that only fuse has
     py::list computes;
 #define INPLACE_EXT_COMPUTE(NAME, STORAGE, COMPUTE) \
   if (compute_dtype(DType::NAME) == DType::NAME && has_form(op.types, DType::NAME)) computes.append(#NAME);

@@ -130,10 +130,10 @@ Tensor dropout_new(const Tensor& self, double p, const Tensor& state, bool featu
 }
 
 Tensor dropout_state(const Tensor&, std::optional<at::Generator> generator) {
-  const std::optional<uint64_t> seed = draw_seed(generator);
-  TORCH_CHECK(seed.has_value(), "dropout: expected a generator of the CPU, got one of ", generator->device());
+  TORCH_CHECK(!generator.has_value() || generator->device().is_cpu(),
+              "dropout: expected a generator of the CPU, got one of ", generator->device());
   const Tensor state = at::empty({2}, at::kLong);
-  state.mutable_data_ptr<int64_t>()[0] = static_cast<int64_t>(*seed);
+  state.mutable_data_ptr<int64_t>()[0] = static_cast<int64_t>(draw_seed(generator));
   state.mutable_data_ptr<int64_t>()[1] = 0;
   return state;
 }

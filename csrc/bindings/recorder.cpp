@@ -1,5 +1,7 @@
 #include "recorder.h"
 
+#include <c10/core/TensorImpl.h>
+
 #include <algorithm>
 
 namespace inplace_ext {
@@ -9,6 +11,7 @@ constinit thread_local Recorder* recorder = nullptr;
 int Recorder::find(const at::Tensor& tensor) const {
   for (size_t v = 0; v < values.size(); ++v) {
     const at::Tensor& other = *values[v].tensor;
+    if (values[v].drawing.has_value()) continue;
     if (other.unsafeGetTensorImpl() == tensor.unsafeGetTensorImpl()) return static_cast<int>(v);
   }
   return -1;
@@ -16,7 +19,7 @@ int Recorder::find(const at::Tensor& tensor) const {
 
 int Recorder::add(const at::Tensor& tensor, bool temporary) {
   if (const int v = find(tensor); v >= 0) return v; // given twice
-  values.push_back({&tensor, temporary});
+  values.push_back({.tensor = &tensor, .temporary = temporary});
   return static_cast<int>(values.size()) - 1;
 }
 
@@ -80,6 +83,26 @@ Outcome Recorder::record_move(const at::Tensor& x, DType x_dtype, const Argument
   return Outcome::done;
 }
 
+Outcome Recorder::record_dropout(const at::Tensor& x, DType x_dtype, const Drawing& drawing, double threshold,
+                                 double scale) {
+  const int target = find(x);
+  const DType compute = compute_dtype(x_dtype);
+  if (target < 0 || (values[target].temporary && values[target].held != compute)) return Outcome::delegate;
+  masks_.push_back(std::make_unique<at::Tensor>(at::detail::make_tensor<c10::TensorImpl>(
+      c10::DispatchKeySet(c10::DispatchKey::CPU), c10::scalarTypeToTypeMeta(at::kFloat),
+      c10::Device(at::kCPU))));
+  masks_.back()->unsafeGetTensorImpl()->set_sizes_contiguous(x.sizes());
+  values[target].changed = true;
+  values.push_back({.tensor = masks_.back().get(), .drawing = drawing});
+  Step step{static_cast<uint16_t>(Op::drop), target, x_dtype, compute, {}, {}, {}};
+  step.b = {Operand::tensor, static_cast<int>(values.size()) - 1, {}};
+  step.c.kind = Operand::scalar;
+  step.c.scalar.d = threshold;
+  step.d.d = scale;
+  steps.push_back(step);
+  return Outcome::done;
+}
+
 namespace {
 
 // Turns steps into the stages of one program.
@@ -131,8 +154,8 @@ class Lowering {
       }
       // What the step and the stores at the end take at most.
       if (pass.program.stages + 8 + 2 * kMaxTemporaries > kMaxStages || scalars_ + 3 > kMaxScalars ||
-          pass.tensors + 4 > kMaxTensors) {
-        reason = "there are more stages, numbers or tensors than a program holds";
+          pass.tensors + 4 > kMaxTensors || pass.program.draws == kMaxDraws) {
+        reason = "there are more stages, numbers, tensors or draws than a program holds";
         break;
       }
       started = true;
@@ -179,6 +202,12 @@ class Lowering {
       slot_[v] = pass_->tensors;
       pass_->value[pass_->tensors] = v;
       pass_->mutated[pass_->tensors++] = false;
+      if (value(v).drawing.has_value()) {
+        const Drawing& drawing = *value(v).drawing;
+        Program& program = pass_->program;
+        if (!drawing.seeded) pass_->unseeded.push_back({program.draws, drawing.generator});
+        program.draw[program.draws++] = {static_cast<uint8_t>(slot_[v]), drawing.from};
+      }
     }
     return static_cast<uint8_t>(slot_[v]);
   }

@@ -1,6 +1,11 @@
 // Operations that are written down instead of run, and turned into programs: what fuse is made of.
 #pragma once
+#include <ATen/core/Generator.h>
 #include <c10/util/SmallVector.h>
+
+#include <memory>
+#include <optional>
+#include <vector>
 
 #include "tensors.h"
 
@@ -23,12 +28,21 @@ struct Step {
   bool rounds = false; // a move to a narrower type
 };
 
-// A value: a tensor among the arguments, or a temporary, which never reaches memory.
+// What dropout draws. Without a seed it gets one from the generator, that of the CPU where none is given,
+// when everything is known to fit.
+struct Drawing {
+  Draws from{};
+  bool seeded = true;
+  std::optional<at::Generator> generator;
+};
+
+// A value: a tensor among the arguments, a temporary, which never reaches memory, or numbers that are drawn.
 struct Value {
-  const at::Tensor* tensor; // of a temporary only dtype and shape count
-  bool temporary;
+  const at::Tensor* tensor; // of the last two only dtype and shape count
+  bool temporary = false;
   bool changed = false;    // by a step so far
   DType held = DType::f32; // of a temporary: the compute type of what it holds
+  std::optional<Drawing> drawing{};
 };
 
 // While one is in force on a thread, execute() and execute_move() add steps to it and run nothing.
@@ -39,6 +53,9 @@ class Recorder {
   Outcome record(Op op, const at::Tensor& x, DType x_dtype, DType compute, const Argument& b,
                  const Argument& c, Scalar d);
   Outcome record_move(const at::Tensor& x, DType x_dtype, const Argument& source);
+  // x = x * scale where its draw is no less than the threshold, else x * 0.
+  Outcome record_dropout(const at::Tensor& x, DType x_dtype, const Drawing& drawing, double threshold,
+                         double scale);
   // Whether the data of a tensor are what they will be when the steps run.
   bool is_settled(const at::Tensor& tensor) const;
 
@@ -48,6 +65,8 @@ class Recorder {
  private:
   int find(const at::Tensor& tensor) const;
   bool take(const Argument& argument, const at::Tensor& x, DType compute, StepOperand& out) const;
+
+  std::vector<std::unique_ptr<at::Tensor>> masks_; // of the shapes of what is drawn, without memory
 };
 extern constinit thread_local Recorder* recorder;
 
@@ -57,6 +76,12 @@ struct Pass {
   int tensors = 0;
   int value[kMaxTensors];
   bool mutated[kMaxTensors] = {};
+  // The draws of the program that have no seed yet.
+  struct Unseeded {
+    int draw;
+    std::optional<at::Generator> generator;
+  };
+  c10::SmallVector<Unseeded, 1> unseeded;
 };
 using Passes = c10::SmallVector<Pass, 1>;
 // The steps as passes over memory, as few as will do. With `round_each` the 16-bit floats are rounded after

@@ -71,19 +71,26 @@ bool same_layout(const at::Tensor& a, const at::Tensor& b) {
 // The common index space of x and the tensors that broadcast to it: dims ordered by the strides of x, so that
 // memory is walked in order, and merged where all tensors allow. False if more dims remain than fit.
 bool make_space(Space& space, const at::Tensor* const* tensors, const DType* dtypes, const bool* mutated,
-                int count, const at::Tensor& x) {
+                int count, const at::Tensor& x, const Program& program) {
   const int rank = static_cast<int>(x.dim());
   space.dims = 0;
   space.tensors = count;
   const auto stride_of = [&](int t, int64_t d) -> int64_t {
     const at::Tensor& a = *tensors[t];
     const int64_t own = d - (rank - a.dim());
-    return own < 0 || a.size(own) == 1 ? 0 : a.stride(own) * item_size(dtypes[t]);
+    if (own < 0 || a.size(own) == 1) return 0;
+    return a.stride(own) * (space.tensor[t].drawn != nullptr ? 1 : item_size(dtypes[t]));
   };
   for (int t = 0; t < count; ++t) {
     TensorArg& arg = space.tensor[t];
     arg.dtype = dtypes[t];
     arg.mutated = mutated[t];
+    arg.drawn = program.drawn(t);
+    if (arg.drawn != nullptr) {
+      arg.dtype = program.compute;
+      arg.data = reinterpret_cast<char*>(&space);
+      continue;
+    }
     arg.data = static_cast<char*>(mutated[t] ? tensors[t]->mutable_data_ptr()
                                              : const_cast<void*>(tensors[t]->const_data_ptr()));
   }
@@ -100,6 +107,11 @@ bool make_space(Space& space, const at::Tensor* const* tensors, const DType* dty
     space.size[space.dims] = x.size(d);
     for (int t = 0; t < count; ++t) space.tensor[t].stride[space.dims] = stride_of(t, d);
     ++space.dims;
+  }
+  if (space.dims == 0 && program.draws > 0) { // what is drawn has a place along some dim
+    space.dims = 1;
+    space.size[0] = 1;
+    for (int t = 0; t < count; ++t) space.tensor[t].stride[0] = item_size(dtypes[t]);
   }
   return true;
 }
@@ -140,7 +152,7 @@ void run_space(const Program& program, const Space& space) {
 Outcome run_on(const Program& program, const at::Tensor* const* tensors, const DType* dtypes,
                const bool* mutated, int count, const at::Tensor& x) {
   Space space;
-  if (!make_space(space, tensors, dtypes, mutated, count, x)) return Outcome::delegate;
+  if (!make_space(space, tensors, dtypes, mutated, count, x, program)) return Outcome::delegate;
   run_space(program, space);
   return Outcome::done;
 }
@@ -376,9 +388,9 @@ Outcome execute_move(const at::Tensor& x, DType x_dtype, Argument source) {
   Program program;
   program.compute = compute_dtype(x_dtype);
   program.stages = 2;
-  program.stage[0] = {kLoad, source.kind, Operand::none, static_cast<uint8_t>(source.kind == Operand::tensor),
-                      0};
-  program.stage[1] = {kStore, Operand::tensor, Operand::none, 0, 0};
+  program.stage[0] = {
+      kLoad, source.kind, Operand::none, static_cast<uint8_t>(source.kind == Operand::tensor), 0, 0};
+  program.stage[1] = {kStore, Operand::tensor, Operand::none, 0, 0, 0};
   program.scalar[0] = source.scalar;
   at::Tensor copy;
   int count = 1;
@@ -415,7 +427,7 @@ void execute_all(const Work* work, int64_t count, bool concurrently) {
   const auto space_of = [&](const Work& w, Space& space) {
     DType dtypes[kMaxTensors];
     for (int t = 0; t < w.count; ++t) to_dtype(w.tensors[t]->scalar_type(), dtypes[t]);
-    make_space(space, w.tensors, dtypes, w.mutated, w.count, shape_of(w));
+    make_space(space, w.tensors, dtypes, w.mutated, w.count, shape_of(w), *w.program);
   };
   // Where the work of each begins, in element-costs.
   std::vector<int64_t> begin(count + 1, 0);

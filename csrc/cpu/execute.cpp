@@ -4,6 +4,7 @@
 // A tensor that is not such an array on a piece is staged: gathered into a small buffer that stays in L1, and
 // scattered from it if the program changes it. So strides, broadcasts and dtypes are known here and nowhere
 // else, and each element is still read once and written once.
+#include "draws.h"
 #include "kernels.h"
 
 namespace inplace_ext {
@@ -58,6 +59,8 @@ constexpr int64_t kMaxRepeated = 128, kCachedBytes = 1 << 20;
 constexpr int64_t kMaxPeriod = 128;
 // The block in which a transposed tensor is turned: kBlockRows elements fill at least half a cache line.
 constexpr int64_t kBlockRows = 16, kBlockColumns = 64;
+// Numbers that are drawn together.
+constexpr int64_t kDrawn = 512;
 constexpr int kMaxItem = 8;
 // How far ahead elements with gaps between them are fetched, in bytes.
 constexpr int64_t kNearAhead = 2048;
@@ -575,8 +578,8 @@ class Executor {
       slot_[t].arg = &a;
       slot_[t].want = a.dtype;
       slot_[t].item = item_size(a.dtype);
-      slot_[t].linear = is_linear(a);
-      slot_[t].constant = is_constant(a);
+      slot_[t].linear = a.drawn == nullptr && is_linear(a);
+      slot_[t].constant = a.drawn == nullptr && is_constant(a);
     }
     const StageTable& stages = kernel_tables().stages[static_cast<int>(p.compute)];
     bool as_operand[kMaxTensors] = {};
@@ -627,6 +630,10 @@ class Executor {
       s.want_item = item_size(s.want);
       s.converted = s.arg->dtype != s.want;
       widest = max(widest, max(s.item, s.want_item));
+      if (s.arg->drawn != nullptr) {
+        plain_ = repeats = false;
+        continue;
+      }
       s.period = s.arg->mutated ? 0 : period_of(*s.arg);
       const bool simple = s.linear || s.constant;
       plain_ &= simple && !s.converted;
@@ -659,7 +666,9 @@ class Executor {
       Slot& s = slot_[t];
       if (!s.used) continue;
       const int64_t inner = by_row_ ? s.arg->stride[0] : -1;
-      if ((s.constant || inner == 0) && !s.arg->mutated) {
+      if (s.arg->drawn != nullptr) {
+        s.kind = Kind::staged;
+      } else if ((s.constant || inner == 0) && !s.arg->mutated) {
         s.kind = Kind::splat;
       } else if (!by_row_ && s.period > 0) {
         s.kind = Kind::periodic;
@@ -668,8 +677,9 @@ class Executor {
       }
       gathers_ |= s.kind == Kind::staged && !s.linear;
       // All from one table of controls, which holds for elements of one size.
-      s.repeated = s.kind == Kind::staged && !s.arg->mutated && !by_row_ && s.arg->stride[0] == 0 &&
-                   row < kMaxRepeated && (repeated_item == 0 || repeated_item == s.item) &&
+      s.repeated = s.kind == Kind::staged && !s.arg->mutated && s.arg->drawn == nullptr && !by_row_ &&
+                   s.arg->stride[0] == 0 && row < kMaxRepeated &&
+                   (repeated_item == 0 || repeated_item == s.item) &&
                    for_item(s.item, [&](auto repeat) { return row >= repeat.kMinColumns; });
       if (s.repeated) {
         repeated_item = s.item;
@@ -981,7 +991,9 @@ class Executor {
       const int64_t stride = s.linear ? s.item : s.arg->stride[0];
       const char* const end = base + (space_.size[0] - index[0]) * stride;
       const int64_t gap = space_.dims > 1 ? s.arg->stride[1] - space_.size[0] * stride : 0;
-      f(Patch{base + done * stride, n, stride, 1, 0, end, gap}, int64_t{0});
+      const Patch patch{base + done * stride, n, stride, 1, 0, end, gap};
+      IE_ASSERT(lies_in_tensor(s, patch));
+      f(patch, int64_t{0});
       return;
     }
     // Across rows: the rest of a row, then as many whole rows as the next dim has, then the begin of a row.
@@ -994,6 +1006,7 @@ class Executor {
         patch.rows = min((n - position) / columns, space_.size[1] - at[1]);
         patch.row_stride = s.arg->stride[1];
       }
+      IE_ASSERT(lies_in_tensor(s, patch) && position + patch.columns * patch.rows <= n);
       f(patch, position);
       position += patch.columns * patch.rows;
       at[0] += patch.columns;
@@ -1012,7 +1025,16 @@ class Executor {
   }
 
   void fill_from(const Slot& s, char* buffer, char* base, int64_t n, const int64_t* index, int64_t done) {
+    if (s.arg->drawn != nullptr) {
+      const Generator generator(s.arg->drawn->seed);
+      patches(s, base, n, index, done, [&](const Patch& patch, int64_t position) {
+        s.want == DType::f64 ? draw<double>(s, generator, buffer, patch, position)
+                             : draw<float>(s, generator, buffer, patch, position);
+      });
+      return;
+    }
     if (s.converted && is_run(s)) {
+      IE_ASSERT(lies_in_tensor(s, {base + done * s.item, n, s.item, 1, 0}));
       convert(buffer, s.want, base + done * s.item, s.arg->dtype, n);
       return;
     }
@@ -1024,6 +1046,31 @@ class Executor {
               [&](const Patch& patch, int64_t position) { gather(s.item, raw + position * s.item, patch); });
     }
     if (s.converted) convert(buffer, s.want, raw, s.arg->dtype, n);
+  }
+  // The draws of a patch, as numbers that the arithmetic reads.
+  template <class C>
+  void draw(const Slot& s, const Generator& generator, char* buffer, const Patch& patch, int64_t position) {
+    alignas(64) int32_t number[kDrawn + philox::kWords + kBatchWords];
+    const uint64_t offset = s.arg->drawn->offset;
+    C* out = reinterpret_cast<C*>(buffer) + position;
+    for (int64_t r = 0; r < patch.rows; ++r) {
+      auto place = static_cast<uint64_t>(patch.p - s.arg->data + r * patch.row_stride);
+      const auto step = static_cast<uint64_t>(patch.column_stride);
+      for (int64_t left = patch.columns; left > 0;) {
+        const int64_t some = min(left, kDrawn);
+        const auto lead = step == 1 ? static_cast<int64_t>(place % philox::kWords) : 0;
+        if (step == 1) {
+          generator(number, offset + place / philox::kWords, lead + some);
+        } else if (step == 0) {
+          generator.spread(number, offset, place, step, 1);
+          for (int64_t i = 1; i < some; ++i) number[i] = number[0];
+        } else {
+          generator.spread(number, offset, place, step, some);
+        }
+        for (int64_t i = 0; i < some; ++i) out[i] = static_cast<C>(number[lead + i]);
+        out += some, left -= some, place += step * static_cast<uint64_t>(some);
+      }
+    }
   }
   template <class R>
   void fill_repeated(const Slot& s, char* buffer, int64_t n, const int64_t* index) {
@@ -1067,6 +1114,7 @@ class Executor {
   }
   void drain_to(const Slot& s, char* base, char* buffer, int64_t n, const int64_t* index, int64_t done) {
     if (s.converted && is_run(s)) {
+      IE_ASSERT(lies_in_tensor(s, {base + done * s.item, n, s.item, 1, 0}));
       convert(base + done * s.item, s.arg->dtype, buffer, s.want, n);
       return;
     }
@@ -1092,7 +1140,7 @@ class Executor {
     }
   }
   bool is_transposed(const Slot& s) const {
-    return s.arg->stride[1] == s.item && s.arg->stride[0] > s.item * 4;
+    return s.arg->drawn == nullptr && s.arg->stride[1] == s.item && s.arg->stride[0] > s.item * 4;
   }
   void block(int64_t rows, int64_t columns, const int64_t* index) {
     char* base[kMaxTensors];
@@ -1150,9 +1198,43 @@ class Executor {
     }
   }
 
+  // ---- what IE_ASSERT asks ----
+
+  bool lies_in_tensor(const Slot& s, const Patch& patch) const {
+    if (s.arg->drawn != nullptr) return true; // no memory
+    const char *low = s.arg->data, *high = low + s.item;
+    for (int d = 0; d < space_.dims; ++d) {
+      const int64_t reach = (space_.size[d] - 1) * s.arg->stride[d];
+      (reach < 0 ? low : high) += reach;
+    }
+    const int64_t row = (patch.rows - 1) * patch.row_stride,
+                  column = (patch.columns - 1) * patch.column_stride;
+    const char* const first = patch.p + min(row, 0) + min(column, 0);
+    const char* const last = patch.p + max(row, 0) + max(column, 0);
+    return first >= low && last + s.item <= high;
+  }
+  // Whether n elements at p are of tensor t, or of one of its buffers.
+  bool is_reachable(int t, const char* p, int64_t n) const {
+    const Slot& s = slot_[t];
+    if (!s.used) return true;
+    const auto lies_in = [&](const auto& buffer) {
+      return p >= buffer && p + n * s.want_item <= buffer + sizeof(buffer);
+    };
+    if (lies_in(buffer_[t]) || lies_in(turned_[t])) return true;
+    const int64_t elements = s.kind == Kind::splat ? 1 : n;
+    return lies_in_tensor(s, {const_cast<char*>(p), elements, s.item, 1, 0});
+  }
+  bool all_reachable(char* const* ptr, int64_t n) const {
+    for (int t = 0; t < space_.tensors; ++t) {
+      if (slot_[t].used && !is_reachable(t, ptr[t], n)) return false;
+    }
+    return true;
+  }
+
   // ---- arithmetic on n elements of contiguous arrays ----
 
   void compute(char* const* ptr, int64_t n) {
+    IE_ASSERT(all_reachable(ptr, n));
     if (single_) {
       compute_single(ptr, n);
     } else if (move_) {
@@ -1215,6 +1297,7 @@ class Executor {
       for (int64_t line = 0; line < fetched; line += 64) __builtin_prefetch(at + kAhead + line);
       if (read_b) scalar[0] = read_splat(slot_[s.b], base[s.b] + r * b_step);
       if (read_c) scalar[1] = read_splat(slot_[s.c], base[s.c] + r * c_step);
+      IE_ASSERT(is_reachable(x, at, space_.size[0]));
       loop(at, b + r * b_step, c + r * c_step, scalar, space_.size[0]);
     }
   }

@@ -48,6 +48,7 @@ template <Form F, class Call>
 void for_variants(Call f) {
   using std::bool_constant;
   constexpr int kOperands = operands_of(F);
+  if constexpr (F == Form::kDrawn) return f(bool_constant<false>{}, bool_constant<true>{});
   if constexpr (!only_numbers(F)) f(bool_constant<false>{}, bool_constant<false>{});
   if constexpr (kOperands == 1 || (kOperands == 2 && !only_numbers(F))) {
     f(bool_constant<true>{}, bool_constant<false>{});
@@ -171,6 +172,7 @@ void loop(void* x_, const void* b_, const void* c_, const Scalar* scalar, int64_
       if constexpr (kReadC) c += kStep;
     }
   }
+  IE_ASSERT(n >= 0 && n < G::kElements);
   if (n > 0) {
     const int rest = static_cast<int>(n);
     if constexpr (kReadB && F == Form::kMasked) gb = load_mask_partial<S>(b, rest);
@@ -185,7 +187,7 @@ using LoopTable = LoopRow[kOpCodes];
 
 template <class Functor, class S, Form F, Types T, int Cost>
 void add_loop(LoopRow& row) {
-  if constexpr (has_loop<S>(T)) {
+  if constexpr (has_loop<S>(T) && F != Form::kDrawn) {
     LoopFn* f = row[static_cast<int>(storage_traits<S>::dtype)];
     for_variants<F>(
         [&](auto b, auto c) { f[b * kScalarB + c * kScalarC] = loop<Functor, S, F, Cost, b, c>; });

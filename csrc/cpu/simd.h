@@ -10,6 +10,10 @@
 #include <type_traits>
 
 #include "inplace_ext/dtype.h"
+#if defined(INPLACE_EXT_DEBUG)
+#include <cstdio>
+#include <cstdlib>
+#endif
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -39,6 +43,18 @@ constexpr bool kHasFma = false;
 #endif
 
 #define IE_INLINE inline __attribute__((always_inline))
+
+// What must hold of the places that are read and written; checked in builds of jit.load(debug=True) only.
+#if defined(INPLACE_EXT_DEBUG)
+[[noreturn]] inline void fail_assertion(const char* condition, const char* file, int line) {
+  std::fprintf(stderr, "inplace_ext: %s:%d: it does not hold that %s\n", file, line, condition);
+  std::abort();
+}
+#define IE_ASSERT(...) \
+  ((__VA_ARGS__) ? static_cast<void>(0) : inplace_ext::fail_assertion(#__VA_ARGS__, __FILE__, __LINE__))
+#else
+#define IE_ASSERT(...) static_cast<void>(0)
+#endif
 
 template <class T, int N>
 struct raw_vector {

@@ -352,6 +352,13 @@ struct Where {
     return apply(a, mask, other);
   }
 };
+// Dropout: what is dropped is multiplied by 0, so that NaN and inf leave a NaN, as in torch.
+struct Drop {
+  template <class V>
+  static V apply(V a, V draw, V threshold, V scale) {
+    return a * select(draw >= threshold, scale, V(0));
+  }
+};
 struct NanToNum {
   template <class V>
   static V apply(V a, V nan, V posinf, V neginf) {

@@ -30,6 +30,7 @@ enum class Form : uint8_t {
   kTernary,  // b and c
   kScaled,   // b, c and the number d
   kMasked,   // b, read as a byte that is zero or not, and c
+  kDrawn,    // b, a tensor that is drawn, and the numbers c and d; a stage only
   kNumber,   // the number b
   kNumbers,  // the numbers b and c
   kNumbers3, // the numbers b, c and d
@@ -39,7 +40,7 @@ constexpr int operands_of(Form form) {
   return form == Form::kUnary ? 0 : form == Form::kBinary || form == Form::kNumber ? 1 : 2;
 }
 constexpr bool takes_third(Form form) {
-  return form == Form::kScaled || form == Form::kNumbers3;
+  return form == Form::kScaled || form == Form::kDrawn || form == Form::kNumbers3;
 }
 constexpr bool only_numbers(Form form) {
   return form >= Form::kNumber;
@@ -119,7 +120,8 @@ constexpr bool only_numbers(Form form) {
   X(silu_, Silu, kUnary, kFloat, 6)                         \
   X(mish_, Mish, kUnary, kFloat, 8)                         \
   X(gelu_, Gelu, kUnary, kFloat, 8)                         \
-  X(gelu_tanh, GeluTanh, kUnary, kFloat, 8)
+  X(gelu_tanh, GeluTanh, kUnary, kFloat, 8)                 \
+  X(drop, Drop, kDrawn, kFloat, 2)
 
 enum class Op : uint16_t {
 #define INPLACE_EXT_ENUM(NAME, ...) NAME,

@@ -16,6 +16,7 @@ constexpr int kMaxTensors = 16;
 constexpr int kMaxStages = 96;
 constexpr int kMaxScalars = 64;
 constexpr int kMaxTemporaries = 8;
+constexpr int kMaxDraws = 4;
 constexpr int kMaxDims = 16;
 
 // Stage codes beside the operations of the table. kRound rounds the accumulator to the dtype `b`, as a store
@@ -37,11 +38,29 @@ union Scalar {
   int64_t i;
 };
 
+// Random numbers, one for each element of a mask, as philox.h says.
+struct Draws {
+  uint64_t seed, offset;
+};
+
 struct Program {
   DType compute;
   int stages;
   Stage stage[kMaxStages];
   Scalar scalar[kMaxScalars];
+  // The tensors that are no memory but draws, each as a number of the compute type.
+  int draws = 0;
+  struct {
+    uint8_t tensor;
+    Draws from;
+  } draw[kMaxDraws];
+
+  const Draws* drawn(int tensor) const {
+    for (int i = 0; i < draws; ++i) {
+      if (draw[i].tensor == tensor) return &draw[i].from;
+    }
+    return nullptr;
+  }
 };
 
 struct TensorArg {
@@ -49,6 +68,9 @@ struct TensorArg {
   DType dtype;
   bool mutated;
   int64_t stride[kMaxDims]; // bytes; dim 0 is the innermost; 0 broadcasts
+  // Of a tensor that is drawn, else null: `data` points to anything then, and from there to an element are as
+  // many bytes as the element's place in the mask says.
+  const Draws* drawn;
 };
 
 // The index space that all tensors of a program are walked over, dims already merged where they can be.
@@ -146,7 +168,7 @@ struct OpKernels {
 };
 
 // What a CPU kernel library exports, one library per instruction set.
-constexpr uint32_t kAbiVersion = 6;
+constexpr uint32_t kAbiVersion = 7;
 struct CpuKernels {
   uint32_t abi, table; // kAbiVersion and table_fingerprint() of the build
   int vector_bytes;
