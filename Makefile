@@ -12,7 +12,7 @@ CXX_TREE    := $(shell find csrc)
 CXX_FILES    = $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv build demo test lint format sanitize wheel bench ulp clean distclean
+.PHONY: help venv build demo test lint format sanitize wheel bench ulp docs clean distclean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  %-10s %s\n' "$$name" "$$text"; done
@@ -76,6 +76,10 @@ bench: build  ## print the tables of benchmarks: operations, layouts, softmax, d
 
 ulp: venv  ## measure the maximum errors of the vector math, in minutes
 	$(PY) tools/measure_ulp.py
+
+docs: build  ## build the documentation into build/docs, with warnings as errors
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs build/docs
+	@echo build/docs/index.html
 
 clean:  ## remove what was built
 	rm -rf build dist *.egg-info inplace_ext/*.so inplace_ext/_pure_python.txt

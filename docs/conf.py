@@ -21,7 +21,7 @@ myst_heading_anchors = 3
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 # README.md and its like lie outside of the folder that Sphinx sees.
-suppress_warnings = ["myst.xref_missing"]
+suppress_warnings = ["myst.xref_missing", "toc.empty_glob"]
 exclude_patterns: list[str] = []
 
 # ---- docstrings -------------------------------------------------------------------------------------------
@@ -43,7 +43,7 @@ def _formula(text: str) -> str:
 def as_fields(lines: list[str]) -> list[str]:
     """A docstring as reStructuredText."""
     out: list[str] = []
-    inside = False
+    inside = listed = False  # a field, a list in it
     for line in lines:
         field = _FIELD.fullmatch(line)
         if field:
@@ -51,22 +51,23 @@ def as_fields(lines: list[str]) -> list[str]:
             if not inside and out and out[-1]:
                 out.append("")
             out.append(f":{name}{more or ''}: {_formula(rest) if name == 'Formula' else rest}".rstrip())
-            inside = True
+            inside, listed = True, False
         elif not inside or line.startswith(">>>"):
             if inside:
                 out.append("")
             inside = False
-            out.append(line)
+            out.append(line if line.startswith(">>>") else line.replace("|x|", "``|x|``"))
         elif not line:
             inside = False
             out.append(line)
         elif item := _ITEM.fullmatch(line):
-            if out[-1] and not out[-1].startswith("    "):
+            if not listed:
                 out.append("")
+            listed = True
             out.append(f"    - ``{item[1]}``: {item[2]}")
         elif line.startswith("        "):
             out.append(f"      {line.strip()}")
-        elif line.startswith("    ") and out[-1].lstrip().startswith("- "):
+        elif line.startswith("    ") and listed:
             out.append(f"    - {line.strip()}")
         else:
             out.append(f"    {line.strip()}")

@@ -63,7 +63,7 @@ def _compile() -> ModuleType:
     spec.loader.exec_module(_C)
     sys.modules["inplace_ext._C"] = _C
     _C.load_kernels(str(library(name)))
-    _C.use_capability(name, False)
+    _C.use_capability(name)
     return _C
 
 

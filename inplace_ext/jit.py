@@ -97,7 +97,7 @@ def load(
                 paths[name] = _toolchain.build_operation(name, source, capability, debug=debug, verbose=verbose)
             for name, path in paths.items():
                 _loaded("jit.load", module.load_operation, codes[name], str(path))
-        module.use_capability(capability, False)  # narrower kernels, if there are any, are not the new ones
+        module.let_stream(False)  # narrower kernels, if there are any, are not the new ones
     return info()
 
 

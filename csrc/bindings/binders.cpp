@@ -697,7 +697,7 @@ Outcome bind_added(Op op, Slots slot) {
     if (s.is_number ? !fits(s.number, x.dtype) : i >= added.tensors) return Outcome::delegate;
   }
   const DType compute = compute_dtype(common);
-  if (!has_form(info.types, compute) || !has_kernels(op)) return Outcome::delegate;
+  if (!has_form(info.types, compute) || !has_kernels(op, compute)) return Outcome::delegate;
   Argument operand[AddedOp::kMaxOperands];
   for (int i = 0; i < added.operands; ++i) operand[i] = to_argument(source[i], compute);
   const bool third = takes_third(info.form);

@@ -14,6 +14,7 @@ std::map<std::string, const CpuKernels*> loaded;
 std::map<std::string, std::map<int, const OpKernels*>> loaded_operations;
 std::array<AddedOp, kMaxAdded> added;
 int added_count = 0;
+bool streams = true;
 
 template <class Table>
 const Table& open_library(const std::string& path, const char* symbol) {
@@ -42,7 +43,7 @@ std::string load_kernels(const std::string& path) {
   return kernels.capability;
 }
 
-void use_capability(const std::string& name, bool streams) {
+void use_capability(const std::string& name) {
   const auto found = loaded.find(name);
   if (found == loaded.end()) throw std::runtime_error("use_capability: no kernels loaded for " + name);
   active_kernels = streaming_kernels = found->second;
@@ -50,6 +51,11 @@ void use_capability(const std::string& name, bool streams) {
   // Zen 4). The values are the same: these operations are exact on both.
   const auto narrower = loaded.find("avx2");
   if (streams && name == "avx512" && narrower != loaded.end()) streaming_kernels = narrower->second;
+}
+
+void let_stream(bool value) {
+  streams = value;
+  if (active_kernels != nullptr) use_capability(active_kernels->capability);
 }
 
 std::vector<std::string> loaded_capabilities() {
@@ -100,11 +106,6 @@ int code_named(const std::string& name) {
 
 const AddedOp& added_op(Op op) {
   return added[static_cast<int>(op) - kFirstAdded];
-}
-
-bool has_kernels(Op op) {
-  const auto operations_of = loaded_operations.find(active_kernels->capability);
-  return operations_of != loaded_operations.end() && operations_of->second.count(static_cast<int>(op)) != 0;
 }
 
 bool find_added(const std::string& kernel, Op& op) {

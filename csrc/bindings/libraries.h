@@ -12,8 +12,9 @@ namespace inplace_ext {
 // Loads the kernels of an instruction set; returns its name. Those that were loaded before are replaced, and
 // the operations that were added stay.
 std::string load_kernels(const std::string& path);
-// With `streams` what is bound by memory may be left to narrower kernels.
-void use_capability(const std::string& name, bool streams = true);
+void use_capability(const std::string& name);
+// Whether what is bound by memory may be left to kernels of a narrower instruction set; true at first.
+void let_stream(bool streams);
 std::vector<std::string> loaded_capabilities();
 
 // An operation whose kernels come from libraries of their own (inplace_ext/jit.py).
@@ -33,8 +34,11 @@ std::string load_operation(int code, const std::string& path);
 int code_named(const std::string& name);
 
 const AddedOp& added_op(Op op);
-// Whether the kernels in use have the operation.
-bool has_kernels(Op op);
+// Whether the kernels in use have the operation in a compute type.
+inline bool has_kernels(Op op, DType compute) {
+  const LoopFn* const loop = active_kernels->loop[static_cast<int>(op)][static_cast<int>(compute)];
+  return loop[0] != nullptr || loop[kLoopVariants - 1] != nullptr || loop[kScalarB] != nullptr;
+}
 // What an added operation is called as a kernel: "@" and its code.
 bool find_added(const std::string& kernel, Op& op);
 

@@ -216,7 +216,9 @@ PYBIND11_MODULE(_C, m) {
         [](const py::object& type, const py::object& hook) { set_traced(type.ptr(), hook.ptr()); });
   m.def("set_enabled", set_enabled);
   m.def("load_kernels", load_kernels, py::arg("path"), "Loads a CPU kernel library; returns its capability.");
-  m.def("use_capability", use_capability, py::arg("name"), py::arg("streams") = true);
+  m.def("use_capability", use_capability, py::arg("name"));
+  m.def("let_stream", let_stream, py::arg("streams"),
+        "Whether what is bound by memory may be left to narrower kernels.");
   m.def("capability",
         [] { return std::string(active_kernels == nullptr ? "" : active_kernels->capability); });
   m.def("loaded_capabilities", loaded_capabilities);

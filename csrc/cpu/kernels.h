@@ -3,6 +3,7 @@
 // kernels_*.cpp files, so that they compile side by side.
 #pragma once
 #include "inplace_ext/functors.h"
+#include "inplace_ext/operations.h"
 #include "inplace_ext/program.h"
 #include "lanes.h"
 // math.h finds the vector functions above by argument-dependent look-up.

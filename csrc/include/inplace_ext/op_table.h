@@ -143,23 +143,10 @@ constexpr OpInfo kOpInfo[kOps] = {
 #undef INPLACE_EXT_INFO
 };
 
-// Codes above those of the table are for operations that are added at run time (inplace_ext/jit.py), whose
+// Codes above those of the table are for operations that are added at run time (operations.h), whose
 // kernels come from libraries of their own. Op::count itself stays free: it stands for no operation.
 constexpr int kFirstAdded = kOps + 1, kMaxAdded = 128;
 constexpr int kOpCodes = kFirstAdded + kMaxAdded;
-
-// What is known of each code. The bindings and each kernel library have their own, which are filled alike.
-inline constinit OpInfo operations[kOpCodes] = {
-#define INPLACE_EXT_INFO(NAME, FUNCTOR, FORM, TYPES, COST) {#NAME, Form::FORM, Types::TYPES, COST},
-    INPLACE_EXT_OPS(INPLACE_EXT_INFO)
-#undef INPLACE_EXT_INFO
-};
-inline const OpInfo& op_info(int code) {
-  return operations[code];
-}
-inline const OpInfo& op_info(Op op) {
-  return operations[static_cast<int>(op)];
-}
 
 // A number that differs where the tables of two builds do: codes mean the same in libraries of one number.
 constexpr uint32_t table_fingerprint() {
