@@ -26,8 +26,8 @@ exclude_patterns: list[str] = []
 
 # ---- docstrings -------------------------------------------------------------------------------------------
 #
-# They are written to be read in a terminal: a line for each of formula, shapes, dtypes and so on, and indented
-# lists of arguments and errors. As reStructuredText these lines are fields, and the lists are lists.
+# They are written to be read in a terminal: a line for each of formula, shapes, dtypes and so on, and
+# indented lists of arguments and errors. As reStructuredText these lines are fields, and the lists are lists.
 
 _FIELD = re.compile(
     r"(Formula|Shapes|Dtypes|Maximum error|Note|Returns|Source|Autograd|Lists|Values|Args|Raises|"

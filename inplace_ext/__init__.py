@@ -16,5 +16,15 @@ from inplace_ext._ops import *  # noqa: F403
 
 __version__ = "0.1.0"
 
-__all__ = ["FuseError", "Info", "Pipeline", "clip_grad_norm_", "clip_grad_value_", "fuse", "info", "jit", "nn"]
+__all__ = [
+    "FuseError",
+    "Info",
+    "Pipeline",
+    "clip_grad_norm_",
+    "clip_grad_value_",
+    "fuse",
+    "info",
+    "jit",
+    "nn",
+]
 __all__ += _ops.__all__

@@ -1,7 +1,8 @@
 """Expressions of one's own operations: read once, written as C++ for the kernels and as torch for the rest.
 
 The language is Python's, of numbers: names, constants, operators, comparisons, ``a if condition else b`` and
-the functions of ``FUNCTIONS``. Everything that can be wrong is found here, and said in terms of the expression.
+the functions of ``FUNCTIONS``. Everything that can be wrong is found here, and said in terms of the
+expression.
 """
 
 from __future__ import annotations
@@ -167,7 +168,9 @@ class _Compiler:
             lines = self.text.splitlines() or [""]
             row, begin = error.lineno or 1, (error.offset or 1) - 1
             end = error.end_offset - 1 if error.end_offset and error.end_lineno == row else None
-            where = _pointed(lines, row, len(lines[row - 1][:begin].encode()) if row <= len(lines) else 0, end)
+            where = _pointed(
+                lines, row, len(lines[row - 1][:begin].encode()) if row <= len(lines) else 0, end
+            )
             raise ExpressionError(f"{self.name}: {error.msg}\n{where}") from None
         if not tree.body:
             self.fail("the expression is empty")
@@ -186,7 +189,9 @@ class _Compiler:
         return Expression(self.text, cpp, (self.torch, self.as_tensor(result)), self.cost)
 
     def assign(self, node: ast.stmt) -> None:
-        if not (isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and len(node.targets) == 1):
+        if not (
+            isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and len(node.targets) == 1
+        ):
             self.fail("before the value come lines of the form name = expression", node)
         name = node.targets[0].id
         if name in self.parts or name in FUNCTIONS or name in _CONSTANTS or name in ("where", "V"):
@@ -279,13 +284,11 @@ class _Compiler:
         return Part(f"({left.cpp} {sign} {right.cpp})", f"({first} {sign} {right.torch})")
 
     def power(self, node: ast.BinOp) -> Part:
-        exponent = node.right
-        negated = isinstance(exponent, ast.UnaryOp) and isinstance(exponent.op, ast.USub)
-        constant = exponent.operand if negated else exponent  # type: ignore[attr-defined]
-        if isinstance(constant, ast.Constant) and type(constant.value) in (int, float):
-            value = -constant.value if negated else constant.value
-            if value in _POWERS:
-                name = _POWERS[value]
+        negated = isinstance(node.right, ast.UnaryOp) and isinstance(node.right.op, ast.USub)
+        exponent: ast.expr = node.right.operand if negated else node.right  # type: ignore[attr-defined]
+        if isinstance(exponent, ast.Constant) and isinstance(exponent.value, (int, float)):
+            name = _POWERS.get(-exponent.value if negated else exponent.value)
+            if name is not None:
                 return self.call(_CUBE if name == "cube" else FUNCTIONS[name], "**", [node.left], node)
         return self.call(FUNCTIONS["pow"], "**", [node.left, node.right], node)
 
@@ -316,7 +319,8 @@ class _Compiler:
             left = right
         if len(found) == 1:
             return Part(*found[0], CONDITION)
-        return Part(*(f"({' & '.join(side)})" for side in zip(*found, strict=True)), kind=CONDITION)
+        cpp, torch = (" & ".join(side) for side in zip(*found, strict=True))
+        return Part(f"({cpp})", f"({torch})", CONDITION)
 
     def of_IfExp(self, node: ast.IfExp) -> Part:
         return self.where(node.test, node.body, node.orelse)

@@ -163,8 +163,10 @@ def _folder(name: str, arguments: _build.Arguments, debug: bool) -> Path:
     return cache() / f"{kind}-{digest(_build.csrc(), arguments, _build.DEBUG_FLAGS, *environment())}"
 
 
-def build_operation(name: str, source: str, capability: str, *, debug: bool = False, verbose: bool = False) -> Path:
-    """The library of one operation, whose source is given; compiled once for each source and state of csrc."""
+def build_operation(
+    name: str, source: str, capability: str, *, debug: bool = False, verbose: bool = False
+) -> Path:
+    """The library of one operation, whose source is given; compiled once for each state of csrc."""
     arguments = _build.kernel_arguments(_build.capabilities()[capability])
     flags = [*arguments.compile, *(_build.DEBUG_FLAGS if debug else [])]
     key = digest(source, flags, arguments.link, headers_digest(), *environment())
@@ -180,4 +182,3 @@ def build_operation(name: str, source: str, capability: str, *, debug: bool = Fa
                 compile_library(library, [file], folder, arguments, debug=debug, verbose=verbose)
                 finished.touch()
     return folder / f"{library}.so"
-

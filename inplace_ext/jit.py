@@ -90,11 +90,15 @@ def load(
             names = [ops] if isinstance(ops, str) else list(ops)
             codes = {name: module.code_named(name) for name in names}
             if unknown := [name for name, code in codes.items() if code < 0]:
-                raise ValueError(f"jit.load: {unknown[0]} is no operation of csrc/include/inplace_ext/op_table.h")
+                raise ValueError(
+                    f"jit.load: {unknown[0]} is no operation of csrc/include/inplace_ext/op_table.h"
+                )
             paths = {}
             for name in names:
                 source = _table_source(name)
-                paths[name] = _toolchain.build_operation(name, source, capability, debug=debug, verbose=verbose)
+                paths[name] = _toolchain.build_operation(
+                    name, source, capability, debug=debug, verbose=verbose
+                )
             for name, path in paths.items():
                 _loaded("jit.load", module.load_operation, codes[name], str(path))
         module.let_stream(False)  # narrower kernels, if there are any, are not the new ones
@@ -120,7 +124,8 @@ namespace {
 using namespace inplace_ext;
 // The functor of the table's line.
 #define INPLACE_EXT_FIND(NAME, FUNCTOR, FORM, TYPES, COST) \\
-  if constexpr (Op::NAME == Op::@NAME@) return operation_kernels<FUNCTOR, Form::FORM, Types::TYPES, COST>(#NAME);
+  if constexpr (Op::NAME == Op::@NAME@)                                  \
+    return operation_kernels<FUNCTOR, Form::FORM, Types::TYPES, COST>(#NAME);
 template <int = 0>
 OpKernels found() {
   INPLACE_EXT_OPS(INPLACE_EXT_FIND)
@@ -142,7 +147,9 @@ _FORMS = {
     (0, 0): "kUnary", (0, 1): "kNumber", (0, 2): "kNumbers", (0, 3): "kNumbers3",
     (1, 0): "kBinary", (1, 1): "kTernary", (1, 2): "kScaled", (2, 0): "kTernary", (2, 1): "kScaled",
 }  # fmt: skip
-_SHORT = dict(zip((*FLOAT, *INT), ("f16", "bf16", "f32", "f64", "u8", "i8", "i16", "i32", "i64"), strict=True))
+_SHORT = dict(
+    zip((*FLOAT, *INT), ("f16", "bf16", "f32", "f64", "u8", "i8", "i16", "i32", "i64"), strict=True)
+)
 _RESERVED = {"x", "input", "V", "T", "where", "isnan", "isinf", "isfinite", "pi", "e", "inf", "nan"}
 
 Number = float | int
@@ -164,8 +171,8 @@ def elementwise(
 
     The function has what the operations of this package have: kernels for the dtypes, any strides,
     broadcasting operands, checks before the first write, and a place in fused functions. Where the kernels do
-    not apply (autograd, ``torch.func``, subclasses, other devices and dtypes), and under ``torch.compile``, it
-    is the same expression in torch's functions.
+    not apply (autograd, ``torch.func``, subclasses, other devices and dtypes), and under ``torch.compile``,
+    it is the same expression in torch's functions.
 
     The expression is one of Python, over the element ``x`` and the operands: numbers, ``+ - * / // % **``,
     comparisons, ``& | ~`` or ``and or not`` of conditions, ``a if condition else b``, the constants ``pi``,
@@ -288,7 +295,8 @@ class _Definition:
         unknown = wanted - _SHORT.keys()
         if unknown or not wanted:
             raise ValueError(
-                f"{self.name}: dtypes must be some of {', '.join(_SHORT)}, got {', '.join(sorted(unknown)) or 'none'}"
+                f"{self.name}: dtypes must be some of {', '.join(_SHORT)}, "
+                f"got {', '.join(sorted(unknown)) or 'none'}"
             )
         if wanted & {"float16", "bfloat16"}:
             wanted.add("float32")  # which they are computed in
@@ -384,7 +392,9 @@ class _Defined:
                 self.reason = str(error)
                 return False
             if self.code is None:
-                self.code = module.add_operation(definition.name, len(definition.tensors), definition.defaults)
+                self.code = module.add_operation(
+                    definition.name, len(definition.tensors), definition.defaults
+                )
             for name, path in paths.items():
                 _loaded(definition.name, module.load_operation, self.code, str(path))
                 self.loaded.add(name)
@@ -478,7 +488,7 @@ def _in_new_tensor(defined: _Defined, op: _added.AddedOp) -> Callable[..., torch
 
 
 def _empty_result(definition: _Definition, args: Sequence[Any]) -> torch.Tensor | None:
-    """A copy of ``input`` of the shape of the result, for the kernels to change; None where they do not apply."""
+    """A copy of ``input`` in the shape of the result, to be changed; None where kernels do not apply."""
     input = args[0]
     tensors = [item for item in args if isinstance(item, torch.Tensor)]
     if not isinstance(input, torch.Tensor) or _native.module is None or not _native.enabled():
@@ -560,19 +570,21 @@ def _narrow(result: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 _HELPERS = {
     "torch": torch, "_assign": assign, "_saved": _saved, "_number": _number, "_numbers": _numbers,
-    "_operand": _operand, "_tensor": _tensor, "_wide": _wide, "_result_dtype": _result_dtype, "_narrow": _narrow,
+    "_operand": _operand, "_tensor": _tensor, "_wide": _wide, "_result_dtype": _result_dtype,
+    "_narrow": _narrow,
 }  # fmt: skip
 
 
 def _torch_forms(definition: _Definition) -> tuple[Callable[..., torch.Tensor], Callable[..., torch.Tensor]]:
-    """The operation in a new tensor and in place, in torch's functions: what its autograd and compiler see."""
+    """The operation in a new tensor and in place, in torch's functions: what its autograd sees."""
     name = definition.name.rstrip("_")
     statements, value = definition.expression.torch
     parameters = ", ".join(definition.parameters)
     tensors = ", ".join(["input", *definition.tensors])
     given = ", ".join(definition.operands)
     operands = [
-        f"{item} = _operand({item!r}, {item}, x, {item in definition.tensors})" for item in definition.operands
+        f"{item} = _operand({item!r}, {item}, x, {item in definition.tensors})"
+        for item in definition.operands
     ]
     lines = ["x = _wide(_tensor(input))", f"dtype = _result_dtype({tensors})", *operands, *statements]
     body = "\n".join(f"    {line}" for line in [*lines, f"return _narrow({value}, dtype)"])

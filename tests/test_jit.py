@@ -6,9 +6,11 @@ import inspect
 import math
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -151,7 +153,9 @@ def test_every_function_means_what_it_does_elsewhere() -> None:
                 given = x.to(dtype)
                 got = function(given.clone(), number)
                 assert testing.last_path() != "torch"
-                same(got, getattr(ie, f"{name}_")(given.clone()))  # the table's, which other tests hold to torch
+                same(
+                    got, getattr(ie, f"{name}_")(given.clone())
+                )  # the table's, which other tests hold to torch
                 with testing.native_disabled():
                     wanted = function(given.clone(), number)
                 if name == "gelu":  # of which torch's float32 form is NaN at infinity
@@ -168,7 +172,8 @@ def test_every_function_means_what_it_does_elsewhere() -> None:
         low = min(x, y)
         high = max(x, y)
         inside = -2 < x <= 2 and not isnan(y)
-        clamp(x * 3, low, high) + (x ** 2 - x ** y if inside else x % 3) + copysign(1, y) * (x // 2) + fmod(y, 3)
+        powers = x ** 2 - x ** y if inside else x % 3
+        clamp(x * 3, low, high) + powers + copysign(1, y) * (x // 2) + fmod(y, 3)
         """,
         tensors=["y"],
         dtypes=["float64"],
@@ -207,7 +212,9 @@ def test_conditions_count_as_one_and_zero() -> None:
 
 
 def test_names_that_mean_something_in_cpp() -> None:
-    odd_ = ie.jit.elementwise("odd_", "double = x * new\ndouble + T2 * int", tensors=["new"], scalars=["T2", "int"])
+    odd_ = ie.jit.elementwise(
+        "odd_", "double = x * new\ndouble + T2 * int", tensors=["new"], scalars=["T2", "int"]
+    )
     same(odd_(torch.ones(3), torch.full((3,), 2.0), 3, 4), torch.full((3,), 14.0))
 
 
@@ -246,15 +253,15 @@ def test_the_same_definition_is_the_same_function(softclip_: Any) -> None:
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda f, g: f(torch.ones(3)), TypeError, "softclip_: missing 1 required positional argument: 'limit'"),
-        (lambda f, g: f(torch.ones(3), torch.ones(3)), TypeError, "limit must be a number, not a tensor of shape"),
+        (lambda f, g: f(torch.ones(3)), TypeError, "softclip_: missing 1 required .*: 'limit'"),
+        (lambda f, g: f(torch.ones(3), torch.ones(3)), TypeError, "limit must be a number, not a tensor"),
         (lambda f, g: f(torch.ones(3), "2"), TypeError, "limit must be a number, not str"),
         (lambda f, g: f([1.0], 2), TypeError, "input must be a torch.Tensor, not list"),
-        (lambda f, g: f(torch.ones(3), 2, 3), TypeError, "softclip_: takes 2 positional arguments but 3 were given"),
+        (lambda f, g: f(torch.ones(3), 2, 3), TypeError, "softclip_: takes 2 positional arguments but 3"),
         (lambda f, g: g(torch.ones(3), torch.ones(4)), RuntimeError, "mix_: The size of tensor a"),
         (lambda f, g: g(torch.ones(3), torch.ones(2, 3)), RuntimeError, "doesn't match the broadcast shape"),
         (lambda f, g: f(torch.ones(3).expand(2, 3), 2), RuntimeError, "softclip_: unsupported operation"),
-        (lambda f, g: f(torch.ones(3, requires_grad=True), 2), RuntimeError, "leaf Variable that requires grad"),
+        (lambda f, g: f(torch.ones(3, requires_grad=True), 2), RuntimeError, "leaf Variable that"),
     ],
 )  # fmt: skip
 def test_errors_leave_the_tensor(softclip_: Any, mix_: Any, call: Any, error: Any, message: str) -> None:
@@ -345,7 +352,7 @@ def test_fused_with_a_mistake(mix_: Any) -> None:
         return mix_(x, y)
 
     x = torch.ones(3)
-    with pytest.raises(RuntimeError, match="size of tensor|broadcast"):
+    with pytest.raises(RuntimeError, match=r"size of tensor|broadcast"):
         wrong_(x, torch.ones(4))
     same(x, torch.ones(3))
 
@@ -384,7 +391,8 @@ def test_without_kernels(softclip_: Any, mix_: Any) -> None:
         ("(x * limit", "'(' was never closed\n    (x * limit\n    ^"),
         ("t = x * limit\nt + tanhh(t)", "unknown function tanhh; did you mean tanh?\n"
          "    t = x * limit\n    t + tanhh(t)\n        ^^^^^"),
-        ("x if limit else 1", "a condition is wanted here, such as x > 0\n    x if limit else 1\n         ^^^^^"),
+        ("x if limit else 1", "a condition is wanted here, such as x > 0\n"
+         "    x if limit else 1\n         ^^^^^"),
         ("abs(x, limit)", "abs takes 1 argument, got 2\n    abs(x, limit)\n    ^^^^^^^^^^^^^"),
         ("x * limit(2)", "limit is no function\n    x * limit(2)\n        ^^^^^"),
         ("limit * 2", "the expression does not use x"),
@@ -501,7 +509,7 @@ def test_two_processes_compile_once(tmp_path: Path, counting_compiler: tuple[str
 def test_what_the_compiler_says_comes_through(tmp_path: Path) -> None:
     script = tmp_path / "c++"
     real = shutil.which(os.environ.get("CXX", "c++"))
-    broken = "case \"$*\" in *operation.cpp*) echo '#error sabotage' >> \"$PWD/operation.cpp\";; esac"
+    broken = 'case "$*" in *operation.cpp*) echo \'#error sabotage\' >> "$PWD/operation.cpp";; esac'
     script.write_text(f'#!/bin/sh\n{broken}\nexec {real} "$@"\n')
     script.chmod(0o755)
     result = run(
@@ -580,8 +588,8 @@ def edit(path: Path, before: str, after: str) -> None:
 
 
 def test_one_functor_is_compiled_alone(own_sources: Path, tmp_path: Path) -> None:
-    edit(own_sources / "csrc/include/inplace_ext/functors.h", "return a * min(V(6), max(V(0), a + V(3))) / V(6);",
-         "return a + V(41);")  # fmt: skip
+    functors = own_sources / "csrc/include/inplace_ext/functors.h"
+    edit(functors, "return a * min(V(6), max(V(0), a + V(3))) / V(6);", "return a + V(41);")
     code = """
 import torch
 import inplace_ext as ie
@@ -599,42 +607,64 @@ assert ie.exp_(torch.zeros(9)).tolist() == [1.0] * 9
 """
     result = run(code, PYTHONPATH=str(tmp_path), TORCH_EXTENSIONS_DIR=str(tmp_path / "cache"))
     assert result.returncode == 0, result.stderr
-    edit(own_sources / "csrc/include/inplace_ext/functors.h", "return a + V(41);", "return a + V(41)")
+    edit(functors, "return a + V(41);", "return a + V(41)")
     result = run(code, PYTHONPATH=str(tmp_path), TORCH_EXTENSIONS_DIR=str(tmp_path / "cache"))
     assert result.returncode != 0
-    assert "functors.h:" in result.stderr and "expected ‘;’" in result.stderr.replace("'", "’").replace("’;", "‘;")
+    assert "functors.h:" in result.stderr and "expected ‘;’" in result.stderr.replace("'", "’").replace(
+        "’;", "‘;"
+    )
 
 
 @checkout
 @pytest.mark.slow
 def test_load_compiles_swaps_and_reuses(own_sources: Path, tmp_path: Path) -> None:
     code = """
-import sys, time, pathlib, torch
+import pathlib, time, torch
 import inplace_ext as ie
-from inplace_ext import _native
+from inplace_ext import _native, testing
+cache = pathlib.Path(ie.info().kernels).parents[1]
 mine_ = ie.jit.elementwise("mine_", "x * 3")
 fused_ = ie.fuse(lambda x: mine_(ie.hardswish_(x)))
-before = ie.info().kernels
 assert fused_(torch.full((9,), 3.0)).tolist() == [9.0] * 9
-info = ie.jit.load()
-assert info.kernels != before and "cache" in info.kernels, info
-header = pathlib.Path(ie.__file__).with_name("csrc") / "include/inplace_ext/functors.h"
-text = header.read_text()
-if "+ V(41)" not in text:
-    header.write_text(text.replace("return a * min(V(6), max(V(0), a + V(3))) / V(6);", "return a + V(41);"))
-    ie.jit.load()  # sees the header, in the same process
-assert ie.hardswish_(torch.ones(9)).tolist() == [42.0] * 9
-assert mine_(torch.ones(9)).tolist() == [3.0] * 9  # stays
-assert fused_(torch.ones(9)).tolist() == [126.0] * 9
+assert testing.available_capabilities() == [ie.info().capability]
+before = ie.info().kernels
+assert str(cache) == str(pathlib.Path(before).parents[1]) and cache.name == "inplace_ext", before
+assert _native.module.__file__.startswith(str(cache)), _native.module.__file__
+
 begin = time.perf_counter()
-ie.jit.load()
-print(time.perf_counter() - begin)
+assert ie.jit.load().kernels == before  # nothing has changed
+taken = time.perf_counter() - begin
+
+# A header that few files include: only they are compiled, also in a process that has compiled already.
+csrc = pathlib.Path(ie.__file__).with_name("csrc")
+objects = {path: path.stat().st_mtime_ns for path in pathlib.Path(before).parent.glob("*.o")}
+users = {p.stem for p in (csrc / "cpu").glob("*.cpp") if '#include "rows.h"' in p.read_text()}
+assert 0 < len(users) < len(objects)
+with (csrc / "cpu" / "rows.h").open("a") as header:
+    header.write("\\n__attribute__((used)) static int changed;\\n")
+after = ie.jit.load().kernels
+assert after != before
+compiled = {path.stem for path, time in objects.items() if path.stat().st_mtime_ns != time}
+assert compiled == users, compiled
+assert fused_(torch.full((9,), 3.0)).tolist() == [9.0] * 9  # of the new library, with mine_ in it
+assert testing.last_path().endswith(":program")
+assert mine_(torch.ones(9)).tolist() == [3.0] * 9 and testing.last_path().endswith(":loop")
+print(taken)
 """
-    where = {"PYTHONPATH": str(tmp_path), "TORCH_EXTENSIONS_DIR": str(tmp_path / "cache")}
-    for _ in range(2):  # the second process finds everything compiled
-        result = run(code, **where)
-        assert result.returncode == 0, result.stderr
-        assert float(result.stdout) < 10
+    where = {
+        "PYTHONPATH": str(tmp_path),
+        "TORCH_EXTENSIONS_DIR": str(tmp_path / "cache"),
+        "INPLACE_EXT_JIT": "1",
+    }
+    result = run(code, **where)
+    assert result.returncode == 0, result.stderr
+    assert float(result.stdout) < 20
+    # A second process finds everything as it is.
+    begin = time.perf_counter()
+    result = run("import inplace_ext as ie; print(ie.info().kernels)", **where)
+    assert result.returncode == 0, result.stderr
+    assert time.perf_counter() - begin < 60
+    assert str(tmp_path / "cache") in result.stdout
 
 
 @checkout
@@ -659,8 +689,8 @@ print("survived")
     sound = run(code, **where)
     assert sound.returncode == 0 and "survived" in sound.stdout, sound.stderr
     # One element too many of each patch.
-    edit(own_sources / "csrc/cpu/execute.cpp", "const Patch patch{base + done * stride, n, stride, 1, 0, end, gap};",
-         "const Patch patch{base + done * stride, n + 1, stride, 1, 0, end, gap};")  # fmt: skip
+    patch = "const Patch patch{base + done * stride, n, stride, 1, 0, end, gap};"
+    edit(own_sources / "csrc/cpu/execute.cpp", patch, patch.replace(", n,", ", n + 1,"))
     faulty = run(code.replace('print("sound", flush=True)', ""), **where)
     assert faulty.returncode == -6, faulty.stdout + faulty.stderr
     assert "execute.cpp:" in faulty.stderr and "it does not hold that lies_in_tensor" in faulty.stderr
