@@ -9,13 +9,14 @@ VENV_STAMP  := $(VENV)/.stamp
 BUILD_STAMP := build/.stamp
 # Folders too, so that a file removed counts as a change.
 CXX_TREE    := $(shell find csrc)
-CXX_FILES    = $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
+CXX_FILES    = $(shell find csrc tests/cpp tests/emulate -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv build demo test lint format sanitize wheel bench ulp docs clean distclean
+.PHONY: help venv build demo test lint format sanitize emulate emulate-asan emulate-tsan wheel
+.PHONY: bench bench-check bench-results ulp docs clean distclean
 
 help:  ## list the targets
-	@sed -nE 's/^([a-z]+):[^#]*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  %-10s %s\n' "$$name" "$$text"; done
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  %-14s %s\n' "$$name" "$$text"; done
 
 $(VENV_STAMP): requirements-dev.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
@@ -61,18 +62,45 @@ sanitize: build  ## run the tests with the C++ under AddressSanitizer and UBSan
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	$(BIN)/pytest -q -p no:cacheprovider --capture=sys -m "not slow and not nosanitize" -k "not compile"
 
+# The kernels of the device run on the CPU (tests/emulate): the whole suite of the CPU's kernels, and the
+# device's own tests with the sanitizers in the kernels and the emulation.
+EMULATED_TESTS := tests/test_emulated.py tests/test_emulated_faults.py tests/test_emulated_programs.py
+
+emulate: build  ## run the tests of the kernels on the emulated CUDA device
+	INPLACE_EXT_TEST_EMULATED=1 $(BIN)/pytest -q -p no:cacheprovider tests/test_parity.py tests/test_layouts.py \
+	tests/test_engine.py tests/test_operations.py tests/test_softmax.py tests/test_dropout.py tests/test_hypothesis.py
+
+emulate-asan: build  ## run the tests of the emulated device under AddressSanitizer and UBSan
+	INPLACE_EXT_EMULATE_SANITIZE=address LD_PRELOAD="$(strip $(ASAN_LIBS))" \
+	ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
+	$(BIN)/pytest -q -p no:cacheprovider --capture=sys $(EMULATED_TESTS)
+
+# Threads of the device are threads of the system here: a run takes minutes.
+TSAN_LIBS = $(foreach lib,tsan stdc++,$(shell $${CXX:-c++} -print-file-name=lib$(lib).so))
+emulate-tsan: build  ## run the tests of the emulated device under ThreadSanitizer
+	INPLACE_EXT_EMULATE_SANITIZE=thread LD_PRELOAD="$(strip $(TSAN_LIBS))" \
+	TSAN_OPTIONS=halt_on_error=1:report_signal_unsafe=0:suppressions=$(CURDIR)/tests/emulate/tsan.supp \
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -p no:cacheprovider --capture=sys -m "not slow" $(EMULATED_TESTS)
+
 wheel: venv  ## build a wheel of this platform and an sdist into dist/
 	$(PIP) wheel --no-build-isolation --no-deps -w dist .
 	$(PY) -m build --sdist --no-isolation
 	@ls -l dist
 
-bench: build  ## print the tables of benchmarks: operations, layouts, softmax, dropout, chains, threads
-	$(PY) benchmarks/ops.py
-	$(PY) benchmarks/layouts.py
-	$(PY) benchmarks/softmax.py
-	$(PY) benchmarks/dropout.py
-	$(PY) benchmarks/fuse.py
-	$(PY) benchmarks/threads.py
+# BENCH is handed to the harness: make bench BENCH="--suite fuse --quick"
+bench: build  ## measure, beside torch, NumPy and numexpr (BENCH="--suite fuse --quick")
+	$(PY) -m benchmarks run $(BENCH)
+
+bench-check: build  ## measure the quick cases, and fail below the floors of benchmarks/floors.toml
+	$(PY) -m benchmarks check $(BENCH)
+
+# The committed file, and everything made from it. A run that was interrupted goes on where it stopped.
+RESULTS ?= benchmarks/results/xeon-avx512.csv
+bench-results: build  ## measure everything into benchmarks/results, and make README's tables and pictures from it
+	$(PY) -m benchmarks run --resume --output build/bench-results.csv $(BENCH)
+	cp build/bench-results.csv $(RESULTS)
+	$(PY) -m benchmarks plot --results $(RESULTS)
+	$(PY) -m benchmarks tables --results $(RESULTS)
 
 ulp: venv  ## measure the maximum errors of the vector math, in minutes
 	$(PY) tools/measure_ulp.py

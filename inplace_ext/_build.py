@@ -10,6 +10,7 @@ import copy
 import importlib.util
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -24,6 +25,11 @@ PACKAGE = "inplace_ext"
 
 #: The name of the one symbol that a kernel library exports; csrc/cpu/exports.map hides the rest.
 KERNEL_SYMBOL = "inplace_ext_cpu_kernels"
+
+CUDA_SYMBOL = "inplace_ext_cuda_kernels"
+
+#: Where a build without CUDA kernels writes down its reason, for ``info()``.
+CUDA_REASON_FILE = "_no_cuda.txt"
 
 #: Where a build without extensions writes down its reason, for the warning at import.
 REASON_FILE = "_pure_python.txt"
@@ -42,6 +48,16 @@ KERNEL_FLAGS = [
     *("-fno-exceptions", "-fno-rtti", "-fvisibility=hidden", *_WARNINGS),
     *("-Wno-uninitialized", "-Wno-psabi", "-g0"),
 ]
+
+# As above: no contraction, and IEEE division and square roots, which are the default. Host code as in the
+# bindings.
+CUDA_FLAGS = [
+    *("-O3", _CXX_STANDARD, "-fmad=false", "--expt-relaxed-constexpr", "-Werror", "all-warnings"),
+    *("-Xcompiler", "-fvisibility=hidden,-Wall,-Wno-psabi,-fwrapv", "-g0"),
+]
+#: Compute capabilities where neither TORCH_CUDA_ARCH_LIST nor a device says which: from Turing on, what the
+#: toolkit of torch compiles for, with PTX at the end for devices to come. Code for 8.0 runs on 8.6 and 8.9.
+CUDA_ARCHITECTURES = "7.5;8.0;9.0;10.0;12.0+PTX"
 
 _AVX2 = ["-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2"]
 _AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512cd", "-mprefer-vector-width=512"]
@@ -88,9 +104,9 @@ def csrc() -> Path:
     return copy if copy.is_dir() else ROOT / "csrc"
 
 
-def cpp_files(folder: str) -> list[Path]:
-    """The C++ sources of one folder of csrc/."""
-    found = sorted((csrc() / folder).glob("*.cpp"))
+def source_files(folder: str) -> list[Path]:
+    """The sources of one folder of csrc/."""
+    found = sorted((csrc() / folder).glob("*.cu" if folder == "cuda" else "*.cpp"))
     if not found:
         raise FileNotFoundError(f"no C++ source in {csrc() / folder}: the sources are incomplete")
     return found
@@ -98,12 +114,110 @@ def cpp_files(folder: str) -> list[Path]:
 
 def sources(folder: str) -> list[str]:
     """The same relative to the root, as setuptools wants them."""
-    return [path.relative_to(ROOT).as_posix() for path in cpp_files(folder)]
+    return [path.relative_to(ROOT).as_posix() for path in source_files(folder)]
 
 
 def headers() -> list[str]:
     """Every header, so that a change to one relinks and an sdist carries it."""
-    return sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").rglob("*.h"))
+    found = [*(ROOT / "csrc").rglob("*.h"), *(ROOT / "csrc").rglob("*.cuh")]
+    return sorted(path.relative_to(ROOT).as_posix() for path in found)
+
+
+class Toolkit(NamedTuple):
+    """A CUDA toolkit: its folder, and its version as (major, minor)."""
+
+    home: Path
+    version: tuple[int, int]
+
+
+def find_toolkit() -> Toolkit | None:
+    """The toolkit of CUDA_HOME or CUDA_PATH, or of the nvcc on PATH."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    nvcc = str(Path(home, "bin", "nvcc")) if home else shutil.which("nvcc")
+    if nvcc is None or not os.access(nvcc, os.X_OK):
+        return None
+    said = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    version = re.search(r"release (\d+)\.(\d+)", said)
+    if version is None:
+        return None
+    if not home:  # what is on PATH may be a script or a link
+        plan = subprocess.run(
+            [nvcc, "--dryrun", "-E", "-x", "cu", os.devnull], capture_output=True, text=True
+        )
+        here = re.search(r"_HERE_=(.+)", plan.stderr)
+        home = str(Path(here[1].strip() if here else nvcc).parent)
+    return Toolkit(Path(home), (int(version[1]), int(version[2])))
+
+
+def no_cuda() -> str | None:
+    """Why this build has no CUDA kernels, or None where it has them.
+
+    INPLACE_EXT_CUDA=0 asks for none; =1 makes it an error if they cannot be built.
+    """
+    wanted = os.environ.get("INPLACE_EXT_CUDA", "")
+    if wanted == "0":
+        return "INPLACE_EXT_CUDA=0 was set when it was installed"
+    if sanitizing():
+        return "a sanitized build is of the host's code alone"
+    import torch
+
+    reason = None
+    toolkit = find_toolkit()
+    if torch.version.cuda is None:
+        reason = f"torch {torch.__version__} is a build without CUDA"
+    elif toolkit is None:
+        reason = f"torch is built with CUDA {torch.version.cuda}, but no nvcc is on PATH or in CUDA_HOME"
+    elif toolkit.version[0] != int(torch.version.cuda.partition(".")[0]):
+        reason = (
+            f"torch is built with CUDA {torch.version.cuda}, but nvcc in {toolkit.home} is of CUDA "
+            f"{toolkit.version[0]}.{toolkit.version[1]}: the major versions must be the same (CUDA_HOME names "
+            "another toolkit)"
+        )
+    if reason and wanted == "1":
+        raise RuntimeError(f"INPLACE_EXT_CUDA=1, but {reason}")
+    return reason
+
+
+def cuda_architectures() -> str:
+    """Compute capabilities to compile for, in the form of TORCH_CUDA_ARCH_LIST."""
+    asked = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
+    if asked:
+        return asked.replace(" ", ";")
+    import torch
+
+    if not torch.cuda.is_available():
+        return CUDA_ARCHITECTURES
+    found = {torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())}
+    names = [f"{major}.{minor}" for major, minor in sorted(found)]
+    return ";".join(names) + "+PTX"
+
+
+def cuda_extension() -> Any:
+    """The library of the CUDA kernels."""
+    from setuptools import Extension
+
+    toolkit = find_toolkit()
+    assert toolkit is not None
+    architectures = cuda_architectures()
+    # torch's BuildExtension reads these: the first for the flags, the others to find nvcc.
+    os.environ["TORCH_CUDA_ARCH_LIST"] = architectures
+    os.environ["CUDA_HOME"] = str(toolkit.home)
+    import torch.utils.cpp_extension
+
+    torch.utils.cpp_extension.CUDA_HOME = str(toolkit.home)
+    exports = f"-Wl,--version-script={ROOT / 'csrc' / 'cuda' / 'exports.map'}"
+    define = f'-DINPLACE_EXT_ARCHITECTURES="{architectures}"'
+    return Extension(
+        f"{PACKAGE}._cuda",
+        sources("cuda"),
+        include_dirs=[str(ROOT / "csrc" / "include"), str(ROOT / "csrc" / "cuda")],
+        extra_compile_args={"cxx": [], "nvcc": [*CUDA_FLAGS, define]},
+        extra_link_args=["-Wl,-z,defs", exports],
+        library_dirs=[str(toolkit.home / "lib64")],
+        libraries=["cudart"],  # that which torch has loaded
+        depends=[*headers(), "csrc/cuda/exports.map"],
+        language="c++",
+    )
 
 
 class Arguments(NamedTuple):
@@ -169,7 +283,7 @@ def extensions() -> list[Any]:
         depends=headers(),
         **described(arguments),
     )
-    return [bindings, *kernels]
+    return [bindings, *kernels, *([] if no_cuda() else [cuda_extension()])]
 
 
 _PROBE = """
@@ -234,9 +348,19 @@ def recorded_reason() -> str | None:
         return None
 
 
+def recorded_cuda_reason() -> str | None:
+    """Why the installed package has no CUDA kernels, as its build wrote it down."""
+    try:
+        return Path(__file__).with_name(CUDA_REASON_FILE).read_text().strip()
+    except OSError:
+        return None
+
+
 def commands(reason: str | None) -> dict[str, Any]:
     """The setuptools commands: torch's build_ext with ninja, and a build_py that records `reason`."""
     from setuptools.command.build_py import build_py
+
+    without_cuda = reason or no_cuda()
 
     class BuildPy(build_py):  # type: ignore[misc]
         def run(self) -> None:
@@ -245,10 +369,13 @@ def commands(reason: str | None) -> dict[str, Any]:
             # build prints; modules of an earlier build would make it untrue.
             package = Path(ROOT if self.editable_mode else self.build_lib, PACKAGE)
             stale = [*package.glob("_C.*.so"), *package.glob("_cpu_*.so")] if reason else []
-            for path in [package / REASON_FILE, *stale]:
+            stale += package.glob("_cuda.*.so") if without_cuda else []
+            for path in [package / REASON_FILE, package / CUDA_REASON_FILE, *stale]:
                 path.unlink(missing_ok=True)
             if reason:
                 (package / REASON_FILE).write_text(reason + "\n")
+            if without_cuda:
+                (package / CUDA_REASON_FILE).write_text(without_cuda + "\n")
             if not self.editable_mode:  # for jit.py, which compiles at run time
                 shutil.rmtree(package / "csrc", ignore_errors=True)
                 shutil.copytree(ROOT / "csrc", package / "csrc")

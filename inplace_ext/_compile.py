@@ -24,14 +24,31 @@ _pending: list[tuple[Function, Function]] = []
 
 def register(methods: Mapping[Function, Function]) -> None:
     """Has Dynamo trace each function as the form that it maps to; at once, or when Dynamo is imported."""
-    if not _pending and _DYNAMO not in sys.modules:
-        sys.meta_path.insert(0, _AfterImport(_DYNAMO, _substitute))
     _pending.extend(methods.items())
+    _tell()
+
+
+#: Functions that it may not look into, by the module that has them and their names there.
+_opaque: list[tuple[ModuleType, str]] = []
+
+
+def keep_out(module: ModuleType, name: str) -> None:
+    """Has Dynamo break a graph at calls of a function of a module, and run the function as it is."""
+    _opaque.append((module, name))
+    _tell()
+
+
+def _tell() -> None:
     if _DYNAMO in sys.modules:
         _substitute(importlib.import_module(_DYNAMO))  # waits for another thread's import to end
+    elif not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _AfterImport(_DYNAMO, _substitute))
 
 
 def _substitute(dynamo: ModuleType) -> None:
+    while _opaque:
+        module, name = _opaque.pop()
+        setattr(module, name, dynamo.disable(getattr(module, name)))
     # torch.compiler.substitute_in_graph forwards to this one, but imports Dynamo, which may be under way.
     while _pending:
         function, method = _pending.pop()

@@ -1,8 +1,8 @@
 """What a call does where no kernel of this package applies: torch's method, kept to this package's contract.
 
-Torch looks for shared memory only where that is cheap, meets an integer division by zero when part of the
-tensor is written, and refuses an inference tensor when all of it is. The guard here sees to these for plain
-tensors, before anything is written, and leaves everything else to torch.
+Torch looks for shared memory only where that is cheap, meets an integer division by zero or an index out of
+range when part of the tensor is written, and refuses an inference tensor when all of it is. The guard here
+sees to these for plain tensors, before anything is written, and leaves everything else to torch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch.overrides import has_torch_function
 
 from inplace_ext import _forms
-from inplace_ext._table import Op
+from inplace_ext._table import INDEXED, Op
 
 Function = Callable[..., Any]
 
@@ -33,13 +33,20 @@ def is_division(op: Op) -> bool:
     return (op.alias_of or op.name) in _DIVISIONS
 
 
+def is_indexed(op: Op) -> bool:
+    """Whether ``op`` writes where an index or a mask says."""
+    return op.name in INDEXED
+
+
 def delegate(op: Op) -> Function:
     """The callable that carries out ``op`` through torch, with ``input`` as its first argument."""
     method = torch_method(op)
     if not op.in_place:
         return method
     takes_tensors = op.takes_tensors
-    divides = is_division(op)
+    divides, indexed = is_division(op), is_indexed(op)
+    # Torch's masked_scatter_ does not look for shared memory.
+    refused = op.name != "masked_scatter_"
     always_rounds = "rounding_mode" not in op.parameter_names and op.name != "true_divide_"
 
     def guarded(*args: Any, **kwargs: Any) -> Any:
@@ -50,19 +57,26 @@ def delegate(op: Op) -> Function:
         if input.is_inference() and not torch.is_inference_mode_enabled():
             raise RuntimeError("Inplace update to inference tensor outside InferenceMode is not allowed")
         if takes_tensors:
-            args = (input, *[_unshared(input, operand) for operand in operands])
+            args = (input, *[_unshared(input, operand, refused) for operand in operands])
             for name, operand in kwargs.items():
-                kwargs[name] = _unshared(input, operand)
+                kwargs[name] = _unshared(input, operand, refused)
             if divides and (always_rounds or kwargs.get("rounding_mode")):
                 _check_divisor(input, args[1] if len(args) > 1 else kwargs.get("other"))
+            if indexed and input.device.type == "cpu" and input.numel() > 0:
+                _check_places(op.name, input, dict(zip(op.positional_names, args, strict=False)) | kwargs)
         return method(*args, **kwargs)
 
     return guarded
 
 
-def _unshared(input: torch.Tensor, operand: Any) -> Any:
-    """``operand``, or a copy of it where writing ``input`` could change elements not read yet."""
-    if type(operand) not in _PLAIN or operand is input:
+def _unshared(input: torch.Tensor, operand: Any, refused: bool = True) -> Any:
+    """``operand``, or a copy of it where writing ``input`` could change elements not read yet.
+
+    ``refused`` where torch raises in the cases that it knows.
+    """
+    if type(operand) in (tuple, list):  # of indices
+        return type(operand)(_unshared(input, item) for item in operand)
+    if type(operand) not in _PLAIN or (operand is input and refused):
         return operand
     try:
         storage, operand_storage = input.untyped_storage(), operand.untyped_storage()
@@ -75,6 +89,8 @@ def _unshared(input: torch.Tensor, operand: Any) -> Any:
         return operand
     if operand_begin >= end or begin >= operand_end:
         return operand
+    if not refused:
+        return operand.clone()
     if begin == operand_begin and (input.shape, input.stride(), input.dtype) == (
         operand.shape,
         operand.stride(),
@@ -117,3 +133,72 @@ def _check_divisor(input: torch.Tensor, divisor: Any) -> None:
         return
     if raises:
         raise RuntimeError("ZeroDivisionError")
+
+
+#: Whether negative indices count from the end, and what torch raises for an index out of range.
+_RANGES: dict[str, tuple[bool, type[Exception]]] = {
+    "index_fill_": (True, IndexError),
+    "index_copy_": (False, IndexError),
+    "index_add_": (False, IndexError),
+    "scatter_": (False, RuntimeError),
+    "scatter_add_": (False, RuntimeError),
+    "put_": (True, IndexError),
+}
+
+
+def _check_places(name: str, input: torch.Tensor, given: dict[str, Any]) -> None:
+    """Raises torch's error for an index out of range, and for a mask with more places than the source has.
+
+    What else is wrong with a call torch finds before it writes.
+    """
+    written = next((given[key] for key in ("source", "src", "value", "values") if key in given), None)
+    if isinstance(written, torch.Tensor) and written.dtype != input.dtype:
+        return
+    try:
+        if name == "masked_scatter_":
+            _check_count(input, given["mask"], given["source"])
+        elif name in _RANGES:
+            _check_range(name, input, given["index"], 0 if name == "put_" else given["dim"])
+        elif name == "setitem_" or isinstance(written, torch.Tensor):
+            index = given["index"] if name == "setitem_" else tuple(given["indices"])
+            items = index if isinstance(index, tuple) else (index,)
+            if any(isinstance(item, (torch.Tensor, list)) for item in items):
+                # One element in the place of all: to read it where it would be written raises the same.
+                place = torch.empty((), dtype=torch.bool).expand(input.shape)
+                place[index]
+    except (KeyError, TypeError, AttributeError, NotImplementedError):  # torch will say it
+        return
+    except RuntimeError as error:
+        # No data to look at: tensors of torch.func, fake ones.
+        if not getattr(error, "_out_of_range", False):
+            return
+        raise
+
+
+def _out_of_range(kind: type[Exception], message: str) -> Exception:
+    error = kind(message)
+    error._out_of_range = True  # type: ignore[attr-defined]
+    return error
+
+
+def _check_range(name: str, input: torch.Tensor, index: torch.Tensor, dim: int) -> None:
+    negative, kind = _RANGES[name]
+    if index.dtype not in (torch.int64, torch.int32) or index.numel() == 0:
+        return
+    size = input.numel() if name == "put_" else input.size(dim) if input.dim() else 1
+    low = -size if negative else 0
+    outside = (index < low) | (index >= size)
+    if outside.any():
+        raise _out_of_range(
+            kind, f"index {int(index[outside][0])} is out of bounds for dimension {dim} with size {size}"
+        )
+
+
+def _check_count(input: torch.Tensor, mask: torch.Tensor, source: torch.Tensor) -> None:
+    if mask.dtype != torch.bool:
+        return
+    count = int(mask.expand(input.shape).sum())
+    if count > source.numel():
+        raise _out_of_range(
+            RuntimeError, f"the mask is true for {count} elements, and source has {source.numel()}"
+        )

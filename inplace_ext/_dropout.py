@@ -168,7 +168,7 @@ def _dropout(
         raise RuntimeError("Feature dropout requires at least 2 dimensions in the input")
     if not (input.dtype.is_floating_point or input.dtype.is_complex):
         raise RuntimeError(f"result type Float can't be cast to the desired output type {input.dtype}")
-    if _operators.take(input) and (generator is None or generator.device.type == "cpu"):
+    if _operators.take(input) and (generator is None or generator.device.type == input.device.type):
         operators = torch.ops.inplace_ext
         if seed is not None or p == 1:
             words = [_signed(seed or 0), _signed(offset)]
@@ -176,7 +176,8 @@ def _dropout(
         else:
             state = operators.dropout_state(input, generator)
             if offset != 0:
-                state = state + torch.tensor([0, _signed(offset)], dtype=torch.int64, device="cpu")
+                more = torch.tensor([0, _signed(offset)], dtype=torch.int64, device=state.device)
+                state = state + more
         if not in_place:
             result: torch.Tensor = operators.dropout(input, p, state, feature, alpha)
             return result

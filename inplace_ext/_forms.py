@@ -22,6 +22,7 @@ from inplace_ext._dropout import (
     feature_dropout,
     feature_dropout_,
 )
+from inplace_ext._layout import contiguous_, reshape_, squeeze_, view_
 from inplace_ext._softmax import (
     log_softmax,
     log_softmax_,
@@ -34,6 +35,7 @@ from inplace_ext._softmax import (
 __all__ = [  # those of other modules
     "alpha_dropout",
     "alpha_dropout_",
+    "contiguous_",
     "dropout",
     "dropout_",
     "feature_alpha_dropout",
@@ -42,10 +44,13 @@ __all__ = [  # those of other modules
     "feature_dropout_",
     "log_softmax",
     "log_softmax_",
+    "reshape_",
     "softmax",
     "softmax_",
     "softmax_relu",
     "softmax_relu_",
+    "squeeze_",
+    "view_",
 ]
 
 Number = float | int | bool
@@ -65,6 +70,11 @@ def _saved(input: torch.Tensor) -> torch.Tensor:
 
 def where_(input: torch.Tensor, mask: torch.Tensor, other: torch.Tensor | Number) -> torch.Tensor:
     return assign(input, torch.where(mask, input, other))
+
+
+def setitem_(input: torch.Tensor, index: Any, value: torch.Tensor | Number) -> torch.Tensor:
+    input[index] = value
+    return input
 
 
 def maximum_(input: torch.Tensor, other: torch.Tensor) -> torch.Tensor:

@@ -437,7 +437,9 @@ class _Tracer:
         self.calls.append(("create", value[1], _name(dtype), [self.value(t) for t in like]))
         meta = torch.empty(tuple(shape), dtype=dtype, device="meta")
         traced = self.stand_in(meta, value)
-        traced._device = torch.device("cpu")
+        # That of the first tensor which is no number on the CPU.
+        devices = [item._device if isinstance(item, _Traced) else item.device for item in like]
+        traced._device = next((device for device in devices if device.type != "cpu"), torch.device("cpu"))
         return traced
 
     def move(self, to: _Traced, source: Any) -> None:
@@ -580,10 +582,10 @@ def takes(tensors: Sequence[torch.Tensor]) -> bool:
 
 
 def _plain(tensor: torch.Tensor) -> bool:
-    """Whether the kernels may take the tensor: on the CPU, with nothing to record."""
+    """Whether the kernels may take the tensor: on a device of theirs, with nothing to record."""
     return (
         type(tensor) in (torch.Tensor, torch.nn.Parameter)
-        and tensor.device.type == "cpu"
+        and tensor.device.type in _native.devices
         and tensor.layout == torch.strided
         and tensor.dtype in _DTYPES
         and not (torch.is_grad_enabled() and tensor.requires_grad)
@@ -969,8 +971,8 @@ def fuse(function: Any = None, /, *, round_each: bool = False) -> Any:
     arguments are the same for all. What it returns are the lists.
 
     Values: those of the separate calls; those of float16 and bfloat16 with one rounding. ``dropout_`` takes
-    its seed from the generator at each call. Torch's own dropout is drawn as :func:`dropout_` draws where it is fused:
-    other elements are kept than torch would keep.
+    its seed from the generator at each call. Torch's own dropout is drawn as :func:`dropout_` draws where it
+    is fused: other elements are kept than torch would keep.
 
     Errors, each raised before anything is written:
         FuseError: the function reads data (``if x.sum() > 0``, ``x.item()``), does what is not elementwise,

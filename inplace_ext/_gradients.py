@@ -24,9 +24,19 @@ def _limit_(grad: torch.Tensor, low: float, high: float) -> None:
     grad.clamp_(low, high)
 
 
-def _gradients(parameters: Parameters) -> list[torch.Tensor]:
-    tensors = [parameters] if isinstance(parameters, torch.Tensor) else parameters
-    return [grad for p in tensors if (grad := p.grad) is not None]
+def _gradients(parameters: list[torch.Tensor]) -> list[torch.Tensor]:
+    if _native.module is not None:
+        found: list[torch.Tensor] = _native.module.gradients(parameters)
+        return found
+    return [grad for p in parameters if (grad := p.grad) is not None]
+
+
+def _nonfinite(norm_type: float) -> RuntimeError:
+    return RuntimeError(
+        f"The total norm of order {norm_type} for gradients from `parameters` is non-finite, so it "
+        "cannot be clipped. To disable this error and scale the gradients by the non-finite norm anyway, "
+        "set `error_if_nonfinite=False`"
+    )
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
@@ -60,6 +70,13 @@ def clip_grad_norm_(
     parameters = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
     grads = _gradients(parameters)
     max_norm, norm_type = float(max_norm), float(norm_type)
+    if _native.cuda is not None and grads and grads[0].is_cuda:
+        # The norm and the factor stay on the device; to look at the norm waits for it, as in torch.
+        clipped = _native.module.clip_on_device(grads, norm_type, max_norm, error_if_nonfinite)
+        if isinstance(clipped, torch.Tensor):
+            return clipped
+        if clipped is False:
+            raise _nonfinite(norm_type)
     norm = _native.module.total_norm(grads, norm_type) if _native.module is not None and grads else None
     if norm is None:
         total: torch.Tensor = torch.nn.utils.clip_grad_norm_(
@@ -69,11 +86,7 @@ def clip_grad_norm_(
     dtype = grads[0].dtype
     total = torch.tensor(norm, dtype=dtype)
     if error_if_nonfinite and not math.isfinite(total):
-        raise RuntimeError(
-            f"The total norm of order {norm_type} for gradients from `parameters` is non-finite, so it "
-            "cannot be clipped. To disable this error and scale the gradients by the non-finite norm anyway, "
-            "set `error_if_nonfinite=False`"
-        )
+        raise _nonfinite(norm_type)
     # In the dtype of the gradients, as torch computes it.
     factor = (max_norm / (total + 1e-6)).clamp(max=1.0).item()
     _scale_(grads, factor)

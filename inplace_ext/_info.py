@@ -27,6 +27,12 @@ class Info:
     threads: int
     #: The kernel library in use, which :func:`inplace_ext.jit.load` replaces.
     kernels: str | None
+    #: The CUDA toolkit that the device's kernels are compiled by, for which architectures, or why there are none.
+    cuda: str | None
+    cuda_architectures: list[str]
+    cuda_reason: str | None
+    #: What takes the tensors of each type of device.
+    backends: dict[str, str]
     build: dict[str, object] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -40,7 +46,8 @@ def info() -> Info:
     """Versions, the instruction set in use, and how the compiled module was built."""
     import inplace_ext
 
-    native = _native.module
+    native, cuda = _native.module, _native.cuda
+    capability = native.capability() if native else None
     return Info(
         version=inplace_ext.__version__,
         torch=torch.__version__,
@@ -48,9 +55,17 @@ def info() -> Info:
         machine=platform.machine(),
         native=native is not None,
         reason=_native.reason,
-        capability=native.capability() if native else None,
+        capability=capability,
         capabilities=_native.supported_capabilities() if native else [],
         threads=torch.get_num_threads(),
-        kernels=str(_native.library(native.capability())) if native else None,
+        kernels=str(_native.library(capability)) if capability else None,
+        cuda=None if cuda is None else f"{cuda[0] // 1000}.{cuda[0] % 1000 // 10}",
+        cuda_architectures=[] if cuda is None else cuda[1].split(";"),
+        cuda_reason=_native.cuda_reason,
+        backends={
+            "cpu": f"own kernels ({capability})" if native else "torch",
+            "cuda": "own kernels" if cuda else "torch",
+            "others": "torch",
+        },
         build=native.build_info() if native else {},
     )

@@ -44,6 +44,10 @@ def library(capability: str) -> Path:
     return Path(__file__).with_name(f"_cpu_{capability}{suffix}")
 
 
+def cuda_library() -> Path:
+    return Path(__file__).with_name(f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}")
+
+
 def _compile() -> ModuleType:
     """The module of the sources as they are now, and its kernels; what the compiler says is the error."""
     from inplace_ext import _toolchain
@@ -92,7 +96,22 @@ def _load() -> tuple[ModuleType | None, str | None]:
     return None, reason
 
 
+def _load_cuda() -> tuple[tuple[int, str] | None, str | None]:
+    """Of the CUDA kernels the version of their toolkit and the architectures, or None and the reason."""
+    if module is None:
+        return None, reason
+    if not cuda_library().exists():
+        return None, _build.recorded_cuda_reason() or "they are not built"
+    try:
+        return module.load_cuda_kernels(str(cuda_library())), None
+    except RuntimeError as error:
+        return None, str(error)
+
+
 module, reason = _load()
+cuda, cuda_reason = _load_cuda()
+#: Types of the devices whose tensors the kernels take.
+devices = ("cpu",) if cuda is None else ("cpu", "cuda")
 _enabled = True
 
 

@@ -27,9 +27,9 @@ def take(input: torch.Tensor, mask: torch.Tensor | None = None) -> bool:
         return False
     if input.dtype not in FLOATS or input.dim() > MAX_DIMS:
         return False
-    if type(input) not in _TYPES or input.device.type != "cpu" or input.layout != torch.strided:
+    if type(input) not in _TYPES or input.device.type not in _native.devices or input.layout != torch.strided:
         return False
-    if mask is not None and (type(mask) not in _TYPES or mask.device.type != "cpu"):
+    if mask is not None and (type(mask) not in _TYPES or mask.device != input.device):
         return False
     if torch.compiler.is_compiling():
         return True

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from inplace_ext import _compile, _native
-from inplace_ext._delegate import delegate, is_division, torch_method
+from inplace_ext._delegate import delegate, is_division, is_indexed, torch_method
 from inplace_ext._docs import docstring
 from inplace_ext._errors import explain
 from inplace_ext._table import ALL_OPS, Op
@@ -46,7 +46,14 @@ def _make(op: Op) -> Callable[..., Any]:
     if _native.module is None:
         return _fallback(op)
     function: Callable[..., Any] = _native.module.make_function(
-        op.name, op.kernel, op.signature, docstring(op), torch_method(op), delegate(op), is_division(op)
+        op.name,
+        op.kernel,
+        op.signature,
+        docstring(op),
+        torch_method(op),
+        delegate(op),
+        is_division(op),
+        is_indexed(op),
     )
     return function
 

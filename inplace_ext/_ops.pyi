@@ -1,12 +1,18 @@
 # Generated from _table.py by tools/generate.py; do not edit.
+from collections.abc import Sequence
+from types import EllipsisType
 from typing import Literal, TypeAlias, TypeVar, overload
 
 from torch import Generator, Tensor
+from torch import memory_format as MemoryFormat
 
 _T = TypeVar("_T", bound=Tensor)
 Number: TypeAlias = bool | int | float | complex
 RoundingMode: TypeAlias = Literal["trunc", "floor"]
 Approximate: TypeAlias = Literal["none", "tanh"]
+Reduction: TypeAlias = Literal["add", "multiply"]
+Item: TypeAlias = int | slice | EllipsisType | Tensor | Sequence[object] | None
+Index: TypeAlias = Item | tuple[Item, ...]
 
 __all__ = [  # noqa: RUF022
     "add_",
@@ -146,6 +152,26 @@ __all__ = [  # noqa: RUF022
     "feature_dropout_",
     "alpha_dropout_",
     "feature_alpha_dropout_",
+    "transpose_",
+    "swapaxes_",
+    "swapdims_",
+    "t_",
+    "squeeze_",
+    "unsqueeze_",
+    "as_strided_",
+    "resize_",
+    "view_",
+    "reshape_",
+    "contiguous_",
+    "index_fill_",
+    "index_copy_",
+    "index_add_",
+    "index_put_",
+    "masked_scatter_",
+    "scatter_",
+    "scatter_add_",
+    "put_",
+    "setitem_",
     "softmax",
     "log_softmax",
     "softmax_relu",
@@ -332,6 +358,33 @@ def feature_alpha_dropout_(
     offset: int = 0,
     generator: Generator | None = None,
 ) -> _T: ...
+def transpose_(input: _T, dim0: int, dim1: int) -> _T: ...
+def swapaxes_(input: _T, axis0: int, axis1: int) -> _T: ...
+def swapdims_(input: _T, dim0: int, dim1: int) -> _T: ...
+def t_(input: _T) -> _T: ...
+def squeeze_(input: _T, dim: int | Sequence[int] | None = None) -> _T: ...
+def unsqueeze_(input: _T, dim: int) -> _T: ...
+def as_strided_(
+    input: _T, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None
+) -> _T: ...
+def resize_(input: _T, *size: int | Sequence[int], memory_format: MemoryFormat | None = None) -> _T: ...
+def view_(input: _T, *shape: int | Sequence[int]) -> _T: ...
+def reshape_(input: _T, *shape: int | Sequence[int]) -> _T: ...
+def contiguous_(input: _T, memory_format: MemoryFormat | None = None) -> _T: ...
+def index_fill_(input: _T, dim: int, index: Tensor, value: Tensor | Number) -> _T: ...
+def index_copy_(input: _T, dim: int, index: Tensor, source: Tensor) -> _T: ...
+def index_add_(input: _T, dim: int, index: Tensor, source: Tensor, *, alpha: Number = 1) -> _T: ...
+def index_put_(input: _T, indices: Sequence[Tensor], values: Tensor, accumulate: bool = False) -> _T: ...
+def masked_scatter_(input: _T, mask: Tensor, source: Tensor) -> _T: ...
+@overload
+def scatter_(
+    input: _T, dim: int, index: Tensor, src: Tensor | Number, *, reduce: Reduction | None = None
+) -> _T: ...
+@overload
+def scatter_(input: _T, dim: int, index: Tensor, *, value: Number, reduce: Reduction | None = None) -> _T: ...
+def scatter_add_(input: _T, dim: int, index: Tensor, src: Tensor) -> _T: ...
+def put_(input: _T, index: Tensor, source: Tensor, accumulate: bool = False) -> _T: ...
+def setitem_(input: _T, index: Index, value: Tensor | Number) -> _T: ...
 def softmax(input: Tensor, dim: int = -1, *, scale: float = 1.0, mask: Tensor | None = None) -> Tensor: ...
 def log_softmax(
     input: Tensor, dim: int = -1, *, scale: float = 1.0, mask: Tensor | None = None

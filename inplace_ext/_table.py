@@ -68,12 +68,13 @@ class Op:
 
     @property
     def parameter_names(self) -> list[str]:
-        return [name for name, _ in self.parameters if name != "*"]
+        return [name.lstrip("*") for name, _ in self.parameters if name != "*"]
 
     @property
     def positional_names(self) -> list[str]:
         names = [name for name, _ in self.parameters]
-        return names[: names.index("*")] if "*" in names else names
+        starred = next((i for i, name in enumerate(names) if name.startswith("*")), len(names))
+        return names[:starred]
 
     @property
     def signature(self) -> str:
@@ -492,19 +493,161 @@ RANDOM = _resolve([
        errors=(*DRAW_ERRORS, FEATURE_ERROR), like="torch.nn.functional.feature_alpha_dropout"),
 ])  # fmt: skip
 
+SIZE = ("*shape: int | Sequence[int]",)
+VIEW_ERROR = "RuntimeError: the number of elements differs, or a size is negative."
+SHARED_STORAGE = (
+    "RuntimeError: another tensor uses the storage of ``input`` and would see its elements elsewhere, a",
+    "    base or a view that is alive (not seen: NumPy arrays, DLPack, other processes); or autograd",
+    "    differentiates through ``input`` as a view.",
+)
+REARRANGED = (
+    "Where the data moves, it stays in its storage, from the first element of ``input`` on. The scratch",
+    "memory is under 600 KB and under 1% above 64 MB, or a few rows of matrices with sides of over 12000",
+    "elements. Gaps between the elements (``x[:, ::2]``) are closed, and what lay in them is lost. Other",
+    "devices than the CPU, and installations without the compiled module, need a copy for a moment.",
+)
+NO_DIM = "IndexError: ``input`` has no such dim."
+
+#: Operations that change the shape or the order of a tensor, with data that moves only where it says so.
+LAYOUT = _resolve([
+    Op("transpose_", ("dim0: int, dim1: int",), "Swaps two dims", "x[..j..i..] = x[..i..j..]", "any",
+       "[[1, 2, 3]], 0, 1", "[[1],\n        [2],\n        [3]]", errors=(NO_DIM,)),
+    Op("swapaxes_", ("axis0: int, axis1: int",), alias_of="transpose_"),
+    Op("swapdims_", alias_of="transpose_"),
+    Op("t_", UNARY, "Transposes a matrix", "x[j, i] = x[i, j]", "any", "[[1, 2, 3]]",
+       "[[1],\n        [2],\n        [3]]", errors=("RuntimeError: ``input`` has more than two dims.",)),
+    Op("squeeze_", ("dim: int | Sequence[int] | None = None",),
+       "Removes dims of size 1, all or the given ones", "x[i] = x[i, 0]", "any", "[[1, 2, 3]]", "[1, 2, 3]",
+       errors=(NO_DIM,)),
+    Op("unsqueeze_", ("dim: int",), "Inserts a dim of size 1", "x[i, 0] = x[i]", "any", "[1, 2, 3], 0",
+       "[[1, 2, 3]]", errors=("IndexError: ``dim`` is out of range.",)),
+    Op("as_strided_", ("size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None",),
+       "Gives other sizes, strides and offset in the storage",
+       "x[i, j] = storage[offset + i * stride[0] + j * stride[1]]", "any",
+       "[1, 2, 3, 4], (2, 2), (1, 2)", "[[1, 3],\n        [2, 4]]",
+       errors=("RuntimeError: the storage is too small, or a size is negative.",)),
+    Op("resize_", ("*size: int | Sequence[int], memory_format: MemoryFormat | None = None",),
+       "Gives another shape, contiguous, and a larger storage where it needs one",
+       "x[i, j] = storage[offset + i * size[1] + j]", "any", "[1, 2, 3, 4], 2, 1", "[[1],\n        [2]]",
+       notes=("What is beyond the old storage is undefined, as in torch.",),
+       errors=("RuntimeError: ``input`` requires grad, or its storage cannot grow.",)),
+    Op("view_", SIZE, "Gives another shape of the same elements, where the strides allow it",
+       "x = x.view(shape)", "any", "[1, 2, 3, 4], 2, -1", "[[1, 2],\n        [3, 4]]",
+       errors=("RuntimeError: dims that it would merge are no neighbours in memory; the message says which.",
+               VIEW_ERROR), like="torch.Tensor.view"),
+    Op("reshape_", SIZE, "Gives another shape of the same elements, rearranging them where it must",
+       "x = x.reshape(shape)", "any", "[[1, 2], [3, 4]].t(), -1", "[1, 3, 2, 4]",
+       notes=("Where the strides allow it, as :func:`view_`; else after :func:`contiguous_`.", *REARRANGED),
+       errors=(VIEW_ERROR, *SHARED_STORAGE), like="torch.Tensor.reshape"),
+    Op("contiguous_", ("memory_format: MemoryFormat | None = None",),
+       "Rearranges the data into row-major order, channels_last or channels_last_3d",
+       "x = x, at storage[offset + i * x.size(1) + j]", "any", "[[1, 2], [3, 4]].t()",
+       "[[1, 3],\n        [2, 4]]",
+       notes=("Without ``memory_format``, row-major. Where it is so already, nothing is done.", *REARRANGED),
+       errors=("RuntimeError: the rank does not suit the format.", *SHARED_STORAGE),
+       like="torch.Tensor.contiguous"),
+])  # fmt: skip
+
+ALONG = "dim: int, index: Tensor, "
+NEGATIVE = "Negative indices count from the end."
+TWICE = "Where a place comes twice, the last one stays, whatever the number of threads."
+IN_ORDER = "What comes to one place is added in the order of the index, whatever the number of threads."
+SHARED_INDEX = "RuntimeError: ``input`` shares memory with the index, or in part with what is written."
+OUT_OF_RANGE = "IndexError: an index is out of range."
+NOT_LONG = "RuntimeError: ``index`` is not int64, or {} is not of the dtype of ``input``."
+SLICES = (
+    "RuntimeError: the sizes of ``source`` are not those of ``input``, with those of ``index`` for ``dim``."
+)
+NO_INDEX = "IndexError: more indices than dims, a mask of another shape, or of a wrong dtype."
+SCATTERED = (
+    "``index`` and ``input`` have the same number of dims, and but for ``dim`` ``index`` is no larger.",
+    "``index`` is int64 or int32, and not negative.",
+)
+SCATTER_ERRORS = (
+    NO_DIM,
+    "RuntimeError: an index is out of range, or ``index`` is of another dtype.",
+    "RuntimeError: ``index`` is larger than ``input`` or ``src``, or ``src`` is of another dtype.",
+    SHARED_INDEX,
+)
+
+#: Operations that write where an index or a mask says.
+INDEXED = _resolve([
+    Op("index_fill_", (ALONG + "value: Tensor | Number",), "Fills where ``index`` says, along ``dim``",
+       "x[index[i]] = value, along dim", ALL, "[1.0, 2.0, 3.0], 0, [0, -1], 9",
+       "[9., 2., 9.]", ulp=EXACT, notes=(NEGATIVE, EXPANDED),
+       errors=(OUT_OF_RANGE, NO_DIM, "IndexError: ``index`` is not int64.",
+               "RuntimeError: ``value`` has dims, or does not fit the dtype of ``input``.", SHARED_INDEX)),
+    Op("index_copy_", (ALONG + "source: Tensor",), "Copies to where ``index`` says, along ``dim``",
+       "x[index[i]] = source[i], along dim", ALL, "[1.0, 2.0, 3.0], 0, [2, 0], [7.0, 8.0]",
+       "[8., 2., 7.]", ulp=EXACT, notes=(TWICE,),
+       errors=(OUT_OF_RANGE, NO_DIM, NOT_LONG.format("``source``"), SLICES, SHARED_INDEX)),
+    Op("index_add_", (ALONG + "source: Tensor, *, alpha: Number = 1",),
+       "Adds to where ``index`` says, along ``dim``",
+       "x[index[i]] += alpha * source[i], along dim", ALL,
+       "[1.0, 2.0, 3.0], 0, [0, 0], [7.0, 8.0]", "[16.,  2.,  3.]", ulp=EXACT,
+       notes=(IN_ORDER, "``index`` is int64 or int32. " + FUSED,
+              "float16 and bfloat16 are rounded after each addition, as in torch."),
+       errors=(OUT_OF_RANGE + " Torch raises a RuntimeError in some of these cases.", NO_DIM,
+               "RuntimeError: ``index`` is not int64 or int32, or ``source`` is of another dtype.",
+               SLICES, SHARED_INDEX)),
+    Op("index_put_", ("indices: Sequence[Tensor], values: Tensor, accumulate: bool = False",),
+       "Writes ``values`` where the indices say, one for each dim",
+       "x[indices] = values, or x[indices] += values where accumulate", ALL,
+       "[1.0, 2.0, 3.0], ([0, -1],), [7.0, 8.0]", "[7., 2., 8.]", ulp=EXACT,
+       notes=(NEGATIVE + " int64, int32 or bool; a bool tensor stands for the places where it is true.",
+              "The indices broadcast together, and ``values`` to what they select.", TWICE, IN_ORDER),
+       errors=(OUT_OF_RANGE, NO_INDEX,
+               "RuntimeError: ``values`` does not broadcast, or is of another dtype.", SHARED_INDEX)),
+    Op("masked_scatter_", ("mask: Tensor, source: Tensor",),
+       "Copies the elements of ``source``, one after another, to where ``mask`` is true",
+       "x = the next element of source where mask, else x", ALL,
+       "[1.0, 2.0, 3.0], [True, False, True], [7.0, 8.0]", "[7., 2., 8.]", ulp=EXACT,
+       notes=("``mask`` broadcasts to ``input``; its elements are taken in C order.",),
+       errors=("RuntimeError: ``source`` has fewer elements than are true, or is of another dtype.",
+               "RuntimeError: ``mask`` is not bool.")),
+    Op("scatter_", (ALONG + "src: Tensor | Number, *, reduce: Reduction | None = None",
+                    ALONG + "*, value: Number, reduce: Reduction | None = None"),
+       "Writes each element of ``src`` where its own index says, along ``dim``",
+       "x[index[i][j]][j] = src[i][j] along dim 0, and so for others", ALL,
+       "[1.0, 2.0, 3.0], 0, [2, 0], [7.0, 8.0]", "[8., 2., 7.]", ulp=EXACT,
+       notes=(*SCATTERED, TWICE, "``src`` may be a number, which may also be given as ``value``.",
+              "``reduce`` is 'add' or 'multiply', which torch carries out."), errors=SCATTER_ERRORS),
+    Op("scatter_add_", (ALONG + "src: Tensor",),
+       "Adds each element of ``src`` where its own index says, along ``dim``",
+       "x[index[i][j]][j] += src[i][j] along dim 0, and so for others", ALL,
+       "[1.0, 2.0, 3.0], 0, [0, 0], [7.0, 8.0]", "[16.,  2.,  3.]", ulp=EXACT,
+       notes=(*SCATTERED, IN_ORDER), errors=SCATTER_ERRORS),
+    Op("put_", ("index: Tensor, source: Tensor, accumulate: bool = False",),
+       "Writes where ``index`` says, counting the elements of ``input`` in C order",
+       "x.flatten()[index[i]] = source[i], or += where accumulate", ALL,
+       "[1.0, 2.0, 3.0], [0, -1], [7.0, 8.0]", "[7., 2., 8.]", ulp=EXACT,
+       notes=(NEGATIVE, TWICE, IN_ORDER),
+       errors=(OUT_OF_RANGE, "IndexError: ``index`` and ``source`` have different numbers of elements.",
+               NOT_LONG.format("``source``"), SHARED_INDEX)),
+    Op("setitem_", ("index: Index, value: Tensor | Number",), "Assigns to what the index selects",
+       "x[index] = value", ALL, "[1.0, 2.0, 3.0], slice(1, None), 0", "[1., 0., 0.]", ulp=EXACT,
+       notes=("``index`` is what may stand in the brackets: ints, slices, None, an ellipsis, int64, int32",
+              "and bool tensors, lists of ints or bools, and tuples of these.", TWICE,
+              "A bool tensor and a number: blocks of 64 elements that are all false are passed over."),
+       errors=(OUT_OF_RANGE, NO_INDEX,
+               "ValueError: the step of a slice is less than 1.",
+               "RuntimeError: ``value`` does not broadcast to what is selected, or is of another dtype",
+               "    beside tensors in the index.", SHARED_INDEX),
+       like="torch.Tensor.__setitem__"),
+])  # fmt: skip
+
 #: The twins of operations that are no methods of torch's: they leave ``input`` and return a new tensor.
 TWINS = {name[:-1]: replace(op, name=name[:-1]) for name, op in {**ROWS, **RANDOM}.items()}
 
 #: Every public operation.
-ALL_OPS = {**OPS, **ROWS, **RANDOM, **TWINS}
+ALL_OPS = {**OPS, **ROWS, **RANDOM, **LAYOUT, **INDEXED, **TWINS}
 
 #: In-place methods of ``torch.Tensor`` that are not elementwise operations, and why.
 EXCLUDED = {
-    "not data": "as_strided_ detach_ requires_grad_ resize_ resize_as_ resize_as_sparse_ set_ share_memory_ "
-    "sparse_resize_ sparse_resize_and_clear_ squeeze_ swapaxes_ swapdims_ t_ transpose_ unsqueeze_",
+    "not data": "detach_ requires_grad_ resize_as_ resize_as_sparse_ set_ share_memory_ sparse_resize_ "
+    "sparse_resize_and_clear_",
     "random": "bernoulli_ cauchy_ exponential_ geometric_ log_normal_ normal_ random_ uniform_",
-    "an index decides what is written": "index_add_ index_copy_ index_fill_ index_put_ index_reduce_ "
-    "masked_scatter_ put_ scatter_ scatter_add_ scatter_reduce_",
+    "a reduction where an index says": "index_reduce_ scatter_reduce_",
     "matrix products": "addbmm_ addmm_ addmv_ addr_ baddbmm_",
     "an element depends on others": "cumprod_ cumsum_ renorm_",
     "an element depends on its position": "fill_diagonal_ tril_ triu_",

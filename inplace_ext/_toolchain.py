@@ -145,7 +145,7 @@ def build_kernels(capability: str, *, debug: bool = False, verbose: bool = False
     name = f"inplace_ext_cpu_{capability}"
     folder = _folder(name, arguments, debug)
     with locked(folder):
-        sources = _build.cpp_files("cpu")
+        sources = _build.source_files("cpu")
         return pinned(compile_library(name, sources, folder, arguments, debug=debug, verbose=verbose))
 
 
@@ -154,7 +154,7 @@ def build_bindings(*, debug: bool = False, verbose: bool = False) -> Path:
     arguments = _build.binding_arguments()
     folder = _folder("_C", arguments, debug)
     with locked(folder):
-        sources = _build.cpp_files("bindings")
+        sources = _build.source_files("bindings")
         return pinned(compile_library("_C", sources, folder, arguments, debug=debug, verbose=verbose))
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from inplace_ext import _added, _compile, _fuse, _native, _toolchain
+from inplace_ext import _added, _build, _compile, _fuse, _native, _toolchain
 from inplace_ext._assign import assign
 from inplace_ext._errors import explain
 from inplace_ext._expression import FUNCTIONS, ExpressionError, compile_expression, cpp_name
@@ -380,6 +380,8 @@ class _Defined:
             self.reason = _native.reason
         if module is None or self.reason is not None or module.capability() in self.loaded:
             return False
+        if module.capability() not in _build.capabilities():  # of a device that the tests emulate
+            return False
         with _lock:
             capability = module.capability()
             wanted = {capability}
@@ -445,7 +447,7 @@ def _in_place(defined: _Defined, op: _added.AddedOp) -> Callable[..., torch.Tens
     doc = defined.definition.docstring(op.name)
     if op.kernel is not None and _native.module is not None:
         function: Callable[..., torch.Tensor] = _native.module.make_function(
-            op.name, op.kernel, op.signature, doc, delegate, delegate, False
+            op.name, op.kernel, op.signature, doc, delegate, delegate, False, False
         )
         return function
 
@@ -495,7 +497,7 @@ def _empty_result(definition: _Definition, args: Sequence[Any]) -> torch.Tensor 
         return None
     if not (_fuse.takes(tensors) and str(input.dtype).removeprefix("torch.") in definition.dtypes):
         return None
-    if any(item.dtype != input.dtype for item in tensors):
+    if any(item.dtype != input.dtype or item.device.type != "cpu" for item in tensors):
         return None
     if any(type(item) not in (int, float) for item in args[1:] if not isinstance(item, torch.Tensor)):
         return None

@@ -19,7 +19,14 @@ def last_path() -> str:
     ``gathered_rows`` for those of any other layout; ``long_rows``, ``long_columns`` and
     ``long_gathered_rows`` where the buffer holds a part at a time. Of dropout: ``draws`` for lines of
     neighbours in memory, ``tiled_draws`` for lines that lie beside each other, and ``gathered_draws`` for
-    those of any other layout.
+    those of any other layout. Of ``contiguous_`` and ``reshape_``, where data moves: ``buffered`` for
+    matrices that fit the buffer, ``tiles`` for squares, ``cycles`` for wide blocks, ``strips`` where one side
+    is short, ``panels`` for other matrices, ``large_panels`` where no panel fits the buffer, ``gathered``
+    where gaps are closed or all that changes places fits it; of several transpositions, the last.
+    Of indices: ``index_rows`` for rows that an index moves as a whole,
+    ``index_elements`` for elements that go to places of their own. Of masks: ``mask_blocks`` for elements
+    side by side, ``mask_rows`` for rows that one element of the mask is for, and ``mask_elements`` for any
+    other layout.
     """
     return "torch" if _native.module is None else str(_native.module.last_path())
 
@@ -54,6 +61,18 @@ def moves_stream_from(size: int) -> Iterator[None]:
         yield
     finally:
         _native.module.set_streaming_move_bytes(previous)
+
+
+@contextmanager
+def panels_of(size: int) -> Iterator[None]:
+    """Gives ``contiguous_`` a buffer of ``size`` bytes: the ways of large matrices, for small ones."""
+    if _native.module is None:
+        raise RuntimeError("panels_of: there is no compiled module")
+    previous = _native.module.set_panel_bytes(size)
+    try:
+        yield
+    finally:
+        _native.module.set_panel_bytes(previous)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
+import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -36,6 +37,14 @@ NATIVE = [name for name, op in TABLE.items() if op.native and not op.alias_of]
 COMPARISONS = ["eq_", "ne_", "lt_", "le_", "gt_", "ge_"]
 
 CAPABILITIES = testing.available_capabilities()
+#: With INPLACE_EXT_TEST_EMULATED=1 the emulated device stands in their place, for `make emulate`.
+EMULATED = os.environ.get("INPLACE_EXT_TEST_EMULATED", "0") not in ("", "0")
+if EMULATED:
+    import emulated
+
+    emulated.library()
+    torch.set_num_threads(1)
+    CAPABILITIES = ["emulated"]
 #: Everything that can carry out a call: each instruction set, and torch by delegation.
 BACKENDS = [*CAPABILITIES, "torch"]
 
@@ -45,7 +54,7 @@ MARGIN = 64
 
 _active = CAPABILITIES[0] if CAPABILITIES else "torch"
 
-for _name in CAPABILITIES:
+for _name in CAPABILITIES if not EMULATED else []:
     with testing.use_capability(_name):  # loads it
         pass
 
@@ -78,15 +87,23 @@ def backend(name: str) -> Iterator[str]:
 def threads(count: int) -> Iterator[None]:
     """torch.set_num_threads() for a while."""
     before = torch.get_num_threads()
-    torch.set_num_threads(count)
+    torch.set_num_threads(1 if EMULATED else count)
     try:
         yield
     finally:
         torch.set_num_threads(before)
 
 
+#: How the CPU runs what is elementwise, and how a device does: there are other reasons to tell them apart.
+PROGRAM_PATHS = ("loop", "staged", "blocked", "program", "move", "streaming")
+DEVICE_PATHS = ("flat", "strided", "across", "wide", "listed")
+
+
 def expect_path(suffix: str, where: object = "") -> None:
     """The last call took this path of the active backend: "loop", "staged", ..., or "torch"."""
+    if _active == "emulated" and suffix in PROGRAM_PATHS:
+        assert testing.last_path().removeprefix("emulated:") in DEVICE_PATHS, (testing.last_path(), where)
+        return
     wanted = "torch" if "torch" in (suffix, _active) else f"{_active}:{suffix}"
     assert testing.last_path() == wanted, f"took {testing.last_path()}, expected {wanted} {where}"
 

@@ -10,7 +10,7 @@ import torch
 from helpers import CAPABILITIES, is_native, threads
 
 import inplace_ext as ie
-from inplace_ext import testing
+from inplace_ext import _gradients, testing
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SHAPES = [(5,), (64, 3), (), (0,), (1,), (333,), (2, 3, 4), (70000,), (17,)]
@@ -165,3 +165,24 @@ def test_paths() -> None:
     assert testing.last_path().rpartition(":")[2] in ("loop", "program")
     ie.clip_grad_value_(ps, 0.1)
     assert testing.last_path().rpartition(":")[2] in ("loop", "program")
+
+
+def test_gradients_are_found_as_python_finds_them() -> None:
+    class Own(torch.Tensor):
+        @property
+        def grad(self) -> Any:
+            return torch.tensor([2.0])
+
+    leaf, bare = torch.zeros(2, requires_grad=True), torch.zeros(2)
+    leaf.grad = torch.ones(2)
+    parameter = torch.nn.Parameter(torch.zeros(3))
+    parameter.grad = torch.full((3,), 5.0)
+    own = torch.zeros(1).as_subclass(Own)
+    found = _gradients._gradients([leaf, bare, parameter, own])
+    assert found[0] is leaf.grad and found[1] is parameter.grad and len(found) == 3
+    assert torch.equal(found[2], torch.tensor([2.0]))
+    kept = leaf * 2
+    with pytest.warns(UserWarning, match="not a leaf"):
+        assert _gradients._gradients([kept]) == []
+    with pytest.raises(AttributeError, match="grad"):
+        _gradients._gradients([1])  # type: ignore[list-item]

@@ -14,7 +14,7 @@ from table_samples import DTYPES, sample
 import inplace_ext as ie
 from inplace_ext import _native
 from inplace_ext._delegate import torch_method
-from inplace_ext._table import ALL_OPS, EXCLUDED, OPS
+from inplace_ext._table import ALL_OPS, EXCLUDED, INDEXED, LAYOUT, OPS
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = list(OPS)
@@ -24,8 +24,9 @@ def test_every_inplace_method_of_tensor_is_accounted_for():
     methods = {name for name in dir(torch.Tensor) if name.endswith("_") and not name.startswith("_")}
     excluded = [name for names in EXCLUDED.values() for name in names.split()]
     assert len(excluded) == len(set(excluded))
-    assert not set(OPS) & set(excluded)
-    assert methods == {name for name, op in OPS.items() if not op.like} | set(excluded)
+    table = {**OPS, **LAYOUT, **INDEXED}
+    assert not set(table) & set(excluded)
+    assert methods == {name for name, op in table.items() if not op.like} | set(excluded)
 
 
 @pytest.mark.skipif(_native.module is None, reason="no compiled module")
@@ -62,7 +63,7 @@ def test_signature_is_that_of_torchs_function(name):
     assert ours == theirs
 
 
-@pytest.mark.parametrize("name", [name for name, op in OPS.items() if not op.like])
+@pytest.mark.parametrize("name", [name for name, op in {**OPS, **LAYOUT}.items() if not op.like])
 def test_signature_is_torchs(name):
     # copy_ has overloads for TorchScript that no Python call reaches.
     schemas = [

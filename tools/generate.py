@@ -34,14 +34,20 @@ table = load_table()
 def stub() -> str:
     lines = [
         "# Generated from _table.py by tools/generate.py; do not edit.",
+        "from collections.abc import Sequence",
+        "from types import EllipsisType",
         "from typing import Literal, TypeAlias, TypeVar, overload",
         "",
         "from torch import Generator, Tensor",
+        "from torch import memory_format as MemoryFormat",
         "",
         '_T = TypeVar("_T", bound=Tensor)',
         "Number: TypeAlias = bool | int | float | complex",
         'RoundingMode: TypeAlias = Literal["trunc", "floor"]',
         'Approximate: TypeAlias = Literal["none", "tanh"]',
+        'Reduction: TypeAlias = Literal["add", "multiply"]',
+        "Item: TypeAlias = int | slice | EllipsisType | Tensor | Sequence[object] | None",
+        "Index: TypeAlias = Item | tuple[Item, ...]",
         "",
         "__all__ = [  # noqa: RUF022",
         *(f'    "{name}",' for name in table.ALL_OPS),
@@ -86,6 +92,11 @@ def operations() -> str:
             cells = [", ".join(names), formula, op.dtypes.replace(" ", ", "), *([op.ulp] if native else [])]
             lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
+    lines += ["Where an index or a mask says, with kernels of their own:", ""]
+    lines += ["| operation | effect | dtypes | maximum error |", "| --- | --- | --- | --- |"]
+    for op in table.INDEXED.values():
+        lines.append(f"| `{op.name}` | `{op.formula}` | {op.dtypes.replace(' ', ', ')} | {op.ulp} |")
+    lines.append("")
     for title, group in (("Along a dim", table.ROWS), ("At random", table.RANDOM)):
         lines += [f"{title}, with kernels of their own, in place and in a new tensor:", ""]
         lines += ["| operation | formula | dtypes | maximum error |", "| --- | --- | --- | --- |"]
@@ -93,6 +104,20 @@ def operations() -> str:
             names = f"`{op.name}`, `{op.name[:-1]}`"
             lines.append(f"| {names} | `{op.formula}` | {op.dtypes.replace(' ', ', ')} | {op.ulp} |")
         lines.append("")
+    lines += [
+        "Of shape and layout, of any dtype:",
+        "",
+        "| operation | what it does | moves data |",
+        "| --- | --- | --- |",
+    ]
+    for op in table.LAYOUT.values():
+        if op.alias_of:
+            continue
+        names = [op.name, *(other.name for other in table.LAYOUT.values() if other.alias_of == op.name)]
+        moves = {"reshape_": "where it must", "contiguous_": "in place"}.get(op.name, "no")
+        what = op.what.replace("``", "`")
+        lines.append(f"| {', '.join(f'`{name}`' for name in names)} | {what} | {moves} |")
+    lines.append("")
     groups = [f"{name} is {', '.join(members)}" for name, members in table.DTYPE_GROUPS.items()]
     lines.append(f"x is an element of the input; {'; '.join(groups)}.")
     return "\n".join(lines) + "\n"

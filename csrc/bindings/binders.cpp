@@ -6,6 +6,7 @@
 #include <cmath>
 #include <limits>
 
+#include "device.h"
 #include "libraries.h"
 #include "recorder.h"
 
@@ -101,6 +102,13 @@ bool open(PyObject* object, const Target& x, Source& out) {
   }
   out.tensor = plain_tensor(object);
   if (out.tensor == nullptr || !to_dtype(out.tensor->scalar_type(), out.dtype)) return false;
+  if (!same_device(*out.tensor, *x.tensor)) {
+    // Of two devices torch takes a number on the CPU alone.
+    if (out.tensor->dim() != 0 || on_device(*out.tensor)) return false;
+  } else if (on_device(*out.tensor)) {
+    // One without dims as an operand like others: reading it would wait for the device.
+    return out.tensor->dim() != 0 || out.dtype == x.dtype;
+  }
   if (out.tensor->dim() == 0) {
     // One that is still to be computed is no number: an operand like others, where x has no dims either.
     if (recorder != nullptr && !recorder->is_settled(*out.tensor))
@@ -271,6 +279,8 @@ Outcome bind_add(Op op, Slots slot) {
 // False with a Python error set where an integer tensor would be divided by zero.
 bool check_divisor(const char* name, const Target& x, const Source& other, DType common) {
   if (is_floating(common) || x.tensor->numel() == 0) return true;
+  // On a device torch divides by zero without an error, and finding one would wait for it.
+  if (on_device(*x.tensor)) return true;
   bool zero;
   if (other.is_number) {
     int64_t divisor = 0;
@@ -445,20 +455,24 @@ Outcome bind_pow(Op, Slots slot) {
   return run_binary(Op::pow_, x, exponent, Op::count, /*round_scalar=*/true);
 }
 
-Outcome fill_number(const Target& x, const Number& v) {
-  Scalar s;
+// The number as the moves take it; false where torch is to convert it.
+bool to_fill(const Target& x, const Number& v, Scalar& s) {
   if (x.floating()) {
-    if (!fits(v, x.dtype)) return Outcome::delegate;
+    if (!fits(v, x.dtype)) return false;
     s = to_scalar(v, compute_dtype(x.dtype));
     // float16 and bfloat16 are converted from the number, not from its float32.
     if (is_reduced_floating(x.dtype)) s.d = v.as_double();
   } else if (x.dtype == DType::b8) {
     s.i = v.category == Number::floating ? v.d != 0 : v.i != 0;
   } else {
-    if (!fits(v, x.dtype)) return Outcome::delegate;
+    if (!fits(v, x.dtype)) return false;
     s.i = v.i;
   }
-  return execute_move(*x.tensor, x.dtype, scalar_argument(s));
+  return true;
+}
+Outcome fill_number(const Target& x, const Number& v) {
+  Scalar s;
+  return to_fill(x, v, s) ? execute_move(*x.tensor, x.dtype, scalar_argument(s)) : Outcome::delegate;
 }
 Outcome bind_fill(Op, Slots slot) {
   Target x;
@@ -518,16 +532,17 @@ Outcome bind_extremum(Op op, Slots slot) {
 }
 
 // x where the mask has it, and a value or another tensor elsewhere; or the other way round.
-Outcome bind_masked(Op op, Slots slot) {
-  Target x;
-  Source value;
-  const at::Tensor* const mask = plain_tensor(slot[1]);
-  if (!x.open(slot[0]) || mask == nullptr || mask->scalar_type() != at::kBool) return Outcome::delegate;
-  if (!open(slot[2], x, value)) return Outcome::delegate;
+Outcome run_masked(Op op, const Target& x, const at::Tensor& mask, const Source& value) {
   DType common = x.dtype;
-  if (!promote(x, value, common)) return Outcome::delegate;
+  if (mask.scalar_type() != at::kBool || !same_device(mask, *x.tensor) || !promote(x, value, common))
+    return Outcome::delegate;
   if (value.is_number) {
     if (x.dtype != DType::b8 && !fits(value.number, x.dtype)) return Outcome::delegate;
+    Scalar s;
+    if (op == Op::masked_fill_ && recorder == nullptr && to_fill(x, value.number, s) &&
+        fill_blocks(*x.tensor, x.dtype, mask, s)) {
+      return Outcome::done;
+    }
   } else if (op == Op::masked_fill_) {
     return Outcome::delegate;
   }
@@ -535,8 +550,15 @@ Outcome bind_masked(Op op, Slots slot) {
   const DType compute = compute_dtype(x.dtype);
   Argument m;
   m.kind = Operand::tensor;
-  m.tensor = mask;
+  m.tensor = &mask;
   return execute(op, *x.tensor, x.dtype, compute, m, to_argument(value, compute));
+}
+Outcome bind_masked(Op op, Slots slot) {
+  Target x;
+  Source value;
+  const at::Tensor* const mask = plain_tensor(slot[1]);
+  if (!x.open(slot[0]) || mask == nullptr || !open(slot[2], x, value)) return Outcome::delegate;
+  return run_masked(op, x, *mask, value);
 }
 
 Outcome bind_nan_to_num(Op op, Slots slot) {
@@ -688,6 +710,7 @@ Outcome bind_added(Op op, Slots slot) {
   const AddedOp& added = added_op(op);
   Target x;
   if (!x.open(slot[0]) || x.dtype == DType::b8 || !has_form(info.types, x.dtype)) return Outcome::delegate;
+  if (on_device(*x.tensor)) return Outcome::delegate; // no kernels there
   Source source[AddedOp::kMaxOperands];
   DType common = x.dtype;
   for (int i = 0; i < added.operands; ++i) {
@@ -764,7 +787,7 @@ bool is_public(Op op) {
 }
 
 const Binding* find_binding(const std::string& name) {
-  for (const auto bindings : {row_bindings(), dropout_bindings()}) {
+  for (const auto bindings : {row_bindings(), dropout_bindings(), indexing_bindings()}) {
     for (const Binding& binding : bindings) {
       if (name == binding.name) return &binding;
     }
@@ -773,6 +796,28 @@ const Binding* find_binding(const std::string& name) {
 }
 
 } // namespace
+
+bool fill_value(const at::Tensor& x, DType dtype, PyObject* value, Scalar& out) {
+  const Target target{&x, dtype};
+  Source source;
+  return open(value, target, source) && source.is_number && to_fill(target, source.number, out);
+}
+bool alpha_value(DType dtype, PyObject* value, Scalar& out, bool& one) {
+  Number alpha;
+  if (!to_number(value, alpha) || alpha.category > category(dtype) || alpha.category == Number::boolean)
+    return false;
+  one = alpha.as_double() == 1;
+  if (one) return true;
+  if (dtype == DType::b8 || !fits(alpha, dtype)) return false;
+  out = to_scalar(alpha, compute_dtype(dtype));
+  if (is_reduced_floating(dtype)) out.d = rounded_to(dtype, out.d);
+  return true;
+}
+Outcome fill_masked(const at::Tensor& x, DType dtype, const at::Tensor& mask, PyObject* value) {
+  const Target target{&x, dtype};
+  Source source;
+  return open(value, target, source) ? run_masked(Op::masked_fill_, target, mask, source) : Outcome::delegate;
+}
 
 Binder find_binder(const std::string& name, Op& op) {
   if (find_added(name, op)) return bind_added;

@@ -7,6 +7,7 @@
 #include <mutex>
 
 #include "binders.h"
+#include "device.h"
 #include "inplace_ext/philox.h"
 #include "kernels.h"
 #include "overlap.h"
@@ -121,10 +122,19 @@ Outcome read_dropout(Slots slot, const at::Tensor& x, DropoutArguments& argument
   if (!takes_dropout(x, arguments)) return Outcome::delegate;
   if (slot[2] == Py_False || arguments.p == 0 || x.numel() == 0) return Outcome::unchanged;
   drawing.seeded = seeded || arguments.p == 1;
-  if (!drawing.seeded && generator.has_value() && generator->device().type() != at::kCPU)
+  if (!drawing.seeded && generator.has_value() && generator->device().type() != x.device().type())
     return Outcome::delegate;
   drawing.from = {arguments.seed, arguments.offset};
   return Outcome::done;
+}
+
+void seed_from(const std::optional<at::Generator>& generator, const at::Tensor& x,
+               DropoutArguments& arguments) {
+  if (on_device(x)) {
+    arguments.state = draw_state(x, generator);
+  } else {
+    arguments.seed = draw_seed(generator);
+  }
 }
 
 template <bool Feature, bool Alpha>
@@ -136,13 +146,14 @@ Outcome bind_dropout(Op, Slots slot) {
   const Outcome outcome = read_dropout(slot, *x, arguments, drawing);
   if (outcome != Outcome::done) return outcome;
   if (recorder != nullptr) {
-    if (Feature || Alpha) return Outcome::delegate;
+    // On a device the generator is one of the device, whose seeds no chain has.
+    if (Feature || Alpha || (on_device(*x) && !drawing.seeded)) return Outcome::delegate;
     Dropout call;
     to_dtype(x->scalar_type(), call.dtype);
     find_factors(call, arguments);
     return recorder->record_dropout(*x, call.dtype, drawing, threshold_of(arguments.p), call.scale);
   }
-  if (!drawing.seeded) arguments.seed = draw_seed(drawing.generator);
+  if (!drawing.seeded) seed_from(drawing.generator, *x, arguments);
   return run_dropout(*x, *x, arguments) ? Outcome::done : Outcome::delegate;
 }
 template <bool Feature, bool Alpha>
@@ -153,7 +164,7 @@ Outcome make_dropout(Slots slot, at::Tensor& result) {
   Drawing drawing;
   const Outcome outcome = read_dropout(slot, *x, arguments, drawing);
   if (outcome != Outcome::done) return outcome;
-  if (!drawing.seeded) arguments.seed = draw_seed(drawing.generator);
+  if (!drawing.seeded) seed_from(drawing.generator, *x, arguments);
   const Result made = make_result(*x);
   result = made.tensor;
   return run_dropout(made.source(*x), result, arguments) ? Outcome::done : Outcome::delegate;
@@ -183,11 +194,15 @@ bool run_dropout(const at::Tensor& x, const at::Tensor& out, const DropoutArgume
   find_factors(call, arguments);
   if (!lay_out(call, x, arguments.feature)) return false;
   if (x.numel() == 0) {
-    last_path = {Taken::native, Path::draws};
+    last_path = {on_device(x) ? Taken::device : Taken::native, Path::draws};
     return true;
   }
   call.data = static_cast<char*>(const_cast<void*>(x.const_data_ptr()));
   call.shift = static_cast<char*>(out.mutable_data_ptr()) - call.data;
+  if (on_device(x)) {
+    dropout_on_device(call, arguments.state, x);
+    return true;
+  }
   const CpuKernels& kernels = *active_kernels;
   const bool flat = call.dims == 1;
   Path path = Path::draws;

@@ -31,7 +31,7 @@ struct Function {
   Maker maker = nullptr;        // instead, of a function that returns a new tensor
   PyObject* delegate = nullptr; // torch's method
   PyObject* guarded = nullptr;  // the same behind the checks of _delegate.py
-  bool divides = false;
+  bool divides = false, indexes = false;
 };
 std::array<Function, kMaxFunctions> functions;
 int function_count = 0;
@@ -137,6 +137,7 @@ bool needs_guard(const Function& f, PyObject* const* args, Py_ssize_t count) {
   const at::Tensor* const x = guardable(args[0]);
   if (x == nullptr) return false;
   if (x->is_inference() && !c10::InferenceMode::is_enabled()) return true;
+  if (f.indexes) return true;
   if (f.divides && !x->is_floating_point() && !x->is_complex()) return true;
   for (Py_ssize_t i = 1; i < count; ++i) {
     const at::Tensor* const operand = guardable(args[i]);
@@ -251,7 +252,8 @@ bool parse_signature(const std::string& signature, Function& f) {
 } // namespace
 
 PyObject* make_function(const std::string& name, const std::string& kernel, const std::string& signature,
-                        const std::string& doc, PyObject* delegate, PyObject* guarded, bool divides) {
+                        const std::string& doc, PyObject* delegate, PyObject* guarded, bool divides,
+                        bool indexes) {
   if (function_count == kMaxFunctions) {
     PyErr_SetString(PyExc_RuntimeError, "make_function: no more entry points; raise kMaxFunctions");
     return nullptr;
@@ -277,6 +279,7 @@ PyObject* make_function(const std::string& name, const std::string& kernel, cons
   f.delegate = Py_NewRef(delegate);
   f.guarded = Py_NewRef(guarded);
   f.divides = divides;
+  f.indexes = indexes;
   Function& stored = functions[function_count];
   stored = std::move(f);
   stored.definition.ml_name = stored.name.c_str();

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "binders.h"
+#include "device.h"
 #include "functions.h"
 #include "kernels.h"
 #include "overlap.h"
@@ -101,21 +102,38 @@ struct Call {
   std::vector<int> from;
 };
 
-// A tensor of which only dtype and shape count, for the binders to look at.
+// A tensor of which only dtype, device and shape count, for the binders to look at.
 struct StandIn {
   at::Tensor tensor;
   py::object object;
   StandIn() = default;
-  explicit StandIn(at::ScalarType dtype) {
-    tensor = at::detail::make_tensor<c10::TensorImpl>(
-        c10::DispatchKeySet(c10::DispatchKey::CPU), c10::scalarTypeToTypeMeta(dtype), c10::Device(at::kCPU));
+  StandIn(at::ScalarType dtype, c10::Device device) : tensor(shape_only(dtype, device)) {
     object = py::reinterpret_steal<py::object>(THPVariable_Wrap(tensor));
   }
 };
-// A value that never reaches memory: as it is created, and as what it is taken for after a comparison.
+// A value that never reaches memory: as it is created, and as what it is taken for after a comparison. On the
+// device of the call at hand, of which there is one for each that there has been.
 struct Temporary {
-  StandIn created, retyped;
-  StandIn* current = &created;
+  at::ScalarType created_dtype = at::ScalarType::Undefined, retyped_dtype = at::ScalarType::Undefined;
+  struct OnDevice {
+    StandIn created, retyped;
+  };
+  std::vector<std::pair<c10::Device, std::unique_ptr<OnDevice>>> devices;
+  OnDevice* here = nullptr;
+  StandIn* current = nullptr;
+
+  void move_to(c10::Device device) {
+    for (const auto& [known, stand_ins] : devices) {
+      if (known == device) {
+        here = stand_ins.get();
+        return;
+      }
+    }
+    devices.emplace_back(device, std::make_unique<OnDevice>());
+    here = devices.back().second.get();
+    here->created = StandIn(created_dtype, device);
+    if (retyped_dtype != at::ScalarType::Undefined) here->retyped = StandIn(retyped_dtype, device);
+  }
 };
 
 // What one trace recorded.
@@ -313,13 +331,19 @@ Outcome Core::bind(Trace& trace, PyObject* const* args, const Numbers& numbers, 
   const auto tensor_of = [&](int v) -> const at::Tensor& {
     return v < count ? *tensor[v] : trace.temporaries[v - count].current->tensor;
   };
+  // That of the first tensor which is no number on the CPU.
+  c10::Device device = at::kCPU;
+  for (int i = count - 1; i >= 0; --i) {
+    if (tensor[i] != nullptr && (device.is_cpu() || tensor[i]->dim() > 0)) device = tensor[i]->device();
+  }
   const InForce scope(&recorded);
   for (const Call& call : trace.calls) {
     if (call.kind == Call::retype) {
       Temporary& t = trace.temporaries[call.temporary];
-      t.retyped.tensor.unsafeGetTensorImpl()->set_sizes_contiguous(t.created.tensor.sizes());
-      t.current = &t.retyped;
-      recorded.values[value[count + call.temporary]].tensor = &t.retyped.tensor;
+      StandIn& retyped = t.here->retyped;
+      retyped.tensor.unsafeGetTensorImpl()->set_sizes_contiguous(t.here->created.tensor.sizes());
+      t.current = &retyped;
+      recorded.values[value[count + call.temporary]].tensor = &retyped.tensor;
       continue;
     }
     if (call.kind == Call::create) {
@@ -330,9 +354,10 @@ Outcome Core::bind(Trace& trace, PyObject* const* args, const Numbers& numbers, 
         if (!at::are_expandable(sizes, other.sizes())) return Outcome::delegate;
         sizes = at::infer_size_dimvector(sizes, other.sizes());
       }
-      t.current = &t.created;
-      t.created.tensor.unsafeGetTensorImpl()->set_sizes_contiguous(sizes);
-      value[count + call.temporary] = recorded.add(t.created.tensor, true);
+      t.move_to(device);
+      t.current = &t.here->created;
+      t.current->tensor.unsafeGetTensorImpl()->set_sizes_contiguous(sizes);
+      value[count + call.temporary] = recorded.add(t.current->tensor, true);
       continue;
     }
     PyObject* slot[kMaxParameters] = {};
@@ -601,7 +626,9 @@ PyObject* Core::call_lists(PyObject* const* args, Py_ssize_t count) {
     }
   }
   last_path = {Taken::native, Path::loop};
-  const bool concurrently = at::get_num_threads() > 1 && !several && are_apart(work);
+  const bool device = std::any_of(tensors.begin(), tensors.end(),
+                                  [](const at::Tensor& t) { return t.defined() && on_device(t); });
+  const bool concurrently = (at::get_num_threads() > 1 || device) && !several && are_apart(work);
   execute_all(work.data(), static_cast<int64_t>(work.size()), concurrently);
   for (const Item& item : items) {
     const Shared& s = *shared[item.shared];
@@ -746,12 +773,12 @@ void add_trace(Core& core, const py::dict& given) {
     trace->nodes.push_back(read_node(item.cast<py::tuple>()));
   for (const auto& item : given["guards"].cast<py::list>())
     trace->guards.push_back(item.cast<std::pair<int, bool>>());
-  trace->temporaries = std::vector<Temporary>(given["temporaries"].cast<size_t>());
+  trace->temporaries.resize(given["temporaries"].cast<size_t>());
   for (const auto& item : given["calls"].cast<py::list>()) {
     trace->calls.push_back(read_call(item.cast<py::tuple>()));
     const Call& call = trace->calls.back();
-    if (call.kind == Call::create) trace->temporaries.at(call.temporary).created = StandIn(call.dtype);
-    if (call.kind == Call::retype) trace->temporaries.at(call.temporary).retyped = StandIn(call.dtype);
+    if (call.kind == Call::create) trace->temporaries.at(call.temporary).created_dtype = call.dtype;
+    if (call.kind == Call::retype) trace->temporaries.at(call.temporary).retyped_dtype = call.dtype;
   }
   trace->round_each = given["round_each"].cast<bool>();
   const py::object result = given["result"];

@@ -39,12 +39,15 @@ struct DropoutArguments {
   double p = 0.5;
   uint64_t seed = 0, offset = 0;
   bool feature = false, alpha = false, bias = true;
+  at::Tensor state{}; // seed and offset in device memory, instead of those above
 };
 bool takes_dropout(const at::Tensor& x, const DropoutArguments& arguments);
 bool run_dropout(const at::Tensor& x, const at::Tensor& out, const DropoutArguments& arguments);
 // A seed from a generator of the CPU, the default one where none is given.
 uint64_t draw_seed(const std::optional<at::Generator>& generator);
 
+// A list of the gradients of tensors, of those that have one; null with a Python error set.
+PyObject* gradients(PyObject* parameters);
 // The norm of all elements of all tensors together, of order 1, 2 or infinity, in double precision; empty
 // where a tensor is none that the kernels take: plain, dense, of one dtype, float32 or float64. The same for
 // any number of threads.

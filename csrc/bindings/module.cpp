@@ -1,36 +1,63 @@
 // The compiled module inplace_ext._C.
+#include <ATen/core/grad_mode.h>
+#include <dlfcn.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <torch/csrc/autograd/python_variable.h>
 
 #include <string>
 #include <utility>
 
 #include "binders.h"
+#include "device.h"
 #include "functions.h"
 #include "fuse.h"
 #include "kernels.h"
+#include "layout.h"
 #include "libraries.h"
 #include "tensors.h"
+#include "transpose.h"
 
 namespace py = pybind11;
 
 namespace inplace_ext {
 namespace {
 
+// Loads the library of the device's kernels; says of which toolkit they are and of which architectures.
+std::pair<int, std::string> load_cuda_kernels(const std::string& path) {
+  void* const library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (library == nullptr) throw std::runtime_error(std::string("load_cuda_kernels: ") + dlerror());
+  using Entry = const CudaKernels* (*)();
+  const auto entry = reinterpret_cast<Entry>(dlsym(library, "inplace_ext_cuda_kernels"));
+  if (entry == nullptr) throw std::runtime_error("load_cuda_kernels: " + path + " is no kernel library");
+  const CudaKernels* const kernels = entry();
+  if (kernels->abi != kCudaAbiVersion) {
+    throw std::runtime_error("load_cuda_kernels: " + path +
+                             " is of another build; install the package again");
+  }
+  cuda_kernels = kernels;
+  return {kernels->toolkit, kernels->architectures};
+}
+
 std::string path_name() {
-  static const char* const names[] = {"loop",    "staged",       "blocked",       "program",
-                                      "move",    "streaming",    "rows",          "long_rows",
-                                      "columns", "long_columns", "gathered_rows", "long_gathered_rows",
-                                      "draws",   "tiled_draws",  "gathered_draws"};
+  static const char* const names[] = {
+      "loop",        "staged",      "blocked",        "program",      "move",          "streaming",
+      "rows",        "long_rows",   "columns",        "long_columns", "gathered_rows", "long_gathered_rows",
+      "draws",       "tiled_draws", "gathered_draws", "buffered",     "tiles",         "cycles",
+      "strips",      "panels",      "large_panels",   "gathered",     "index_rows",    "index_elements",
+      "mask_blocks", "mask_rows",   "mask_elements",  "flat",         "strided",       "across",
+      "wide",        "listed"};
   switch (last_path.taken) {
     case Taken::none:
       return "";
     case Taken::torch:
       return "torch";
     case Taken::native:
+    case Taken::device:
       break;
   }
-  return std::string(active_kernels->capability) + ":" + names[static_cast<int>(last_path.path)];
+  return std::string(last_path.taken == Taken::device ? "cuda" : active_kernels->capability) + ":" +
+         names[static_cast<int>(last_path.path)];
 }
 
 DType dtype_named(const std::string& name) {
@@ -152,7 +179,9 @@ void run_program(const std::string& compute, const py::list& stages, const py::l
     py::object object = tensors[t];
     pointer[t] = mutated[t] ? writable_tensor(object.ptr()) : plain_tensor(object.ptr());
     if (pointer[t] == nullptr)
-      throw py::type_error("program: tensor " + std::to_string(t) + " is not a plain CPU tensor");
+      throw py::type_error("program: tensor " + std::to_string(t) + " is not a plain tensor");
+    if (t > 0 && !same_device(*pointer[t], *pointer[0]))
+      throw py::type_error("program: the tensors are on several devices");
   }
   switch (execute_program(program, pointer, mutated, n_tensors)) {
     case Outcome::done:
@@ -169,7 +198,6 @@ py::dict build_info() {
   py::dict info;
   info["compiler"] = __VERSION__;
   info["cxx_standard"] = __cplusplus;
-  info["torch_cuda"] = false;
   py::dict limits;
   limits["stages"] = kMaxStages;
   limits["tensors"] = kMaxTensors;
@@ -203,19 +231,22 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "make_function",
       [](const std::string& name, const py::object& kernel, const std::string& signature,
-         const std::string& doc, const py::object& delegate, const py::object& guarded, bool divides) {
+         const std::string& doc, const py::object& delegate, const py::object& guarded, bool divides,
+         bool indexes) {
         PyObject* f = make_function(name, kernel.is_none() ? "" : kernel.cast<std::string>(), signature, doc,
-                                    delegate.ptr(), guarded.ptr(), divides);
+                                    delegate.ptr(), guarded.ptr(), divides, indexes);
         if (f == nullptr) throw py::error_already_set();
         return py::reinterpret_steal<py::object>(f);
       },
       py::arg("name"), py::arg("kernel_name"), py::arg("signature"), py::arg("doc"), py::arg("delegate"),
-      py::arg("guarded"), py::arg("divides"));
+      py::arg("guarded"), py::arg("divides"), py::arg("indexes"));
   m.def("set_error_hook", [](const py::object& hook) { set_error_hook(hook.ptr()); });
   m.def("set_traced",
         [](const py::object& type, const py::object& hook) { set_traced(type.ptr(), hook.ptr()); });
   m.def("set_enabled", set_enabled);
   m.def("load_kernels", load_kernels, py::arg("path"), "Loads a CPU kernel library; returns its capability.");
+  m.def("load_cuda_kernels", load_cuda_kernels, py::arg("path"),
+        "Loads the library of the device's kernels; returns the toolkit's version and the architectures.");
   m.def("use_capability", use_capability, py::arg("name"));
   m.def("let_stream", let_stream, py::arg("streams"),
         "Whether what is bound by memory may be left to narrower kernels.");
@@ -235,11 +266,53 @@ PYBIND11_MODULE(_C, m) {
         "Loads the kernels of one operation; returns their capability.");
   m.def("code_named", code_named, py::arg("name"), "The code of an operation of the table, or -1.");
   m.def("set_streaming_move_bytes", [](int64_t bytes) { return std::exchange(streaming_move_bytes, bytes); });
+  m.def(
+      "rearrange",
+      [](const py::object& object, bool channels_last) {
+        // Where the elements lie is nothing that autograd records.
+        const c10::AutoGradMode no_grad(false);
+        if (!functions_enabled() || !no_modes()) return false;
+        const at::Tensor* const x = plain_tensor(object.ptr());
+        return x != nullptr && x->is_cpu() && active_kernels->turn != nullptr && rearrange(*x, channels_last);
+      },
+      "Gives a plain tensor the strides of a memory format, where its data lies; False where it does not.");
+  m.def(
+      "set_panel_bytes",
+      [](int64_t bytes) {
+        if (bytes < kMinPanelBytes)
+          throw py::value_error("set_panel_bytes: at least " + std::to_string(kMinPanelBytes));
+        return std::exchange(panel_bytes, bytes);
+      },
+      "Sets the size of the memory through which data is turned; returns what it was.");
   m.def("last_path", path_name, "The path that the last call on this thread took.");
   m.def("run_program", run_program, py::arg("compute"), py::arg("stages"), py::arg("tensors"),
         py::arg("scalars"));
   m.def("build_info", build_info);
   define_fuse(m);
+  m.def("gradients", [](const py::object& parameters) {
+    PyObject* const found = gradients(parameters.ptr());
+    if (found == nullptr) throw py::error_already_set();
+    return py::reinterpret_steal<py::list>(found);
+  });
+  m.def(
+      "clip_on_device",
+      [](const py::list& list, double order, double most, bool look) -> py::object {
+        if (!functions_enabled() || !no_modes()) return py::none();
+        std::vector<at::Tensor> tensors;
+        for (const auto& item : list) {
+          const at::Tensor* const tensor = plain_tensor(item.ptr());
+          if (tensor == nullptr) return py::none();
+          tensors.push_back(*tensor);
+        }
+        if (!takes_clipping(tensors, order)) return py::none();
+        const at::Tensor total = clip_on_device(tensors, order, most, look);
+        if (!total.defined()) return py::bool_(false);
+        for (const at::Tensor& t : tensors) bump_version(t);
+        return py::reinterpret_steal<py::object>(THPVariable_Wrap(total));
+      },
+      "Clips plain tensors of one dtype on one CUDA device to a norm and returns what it was; False, and "
+      "nothing done, where it is to look and finds a norm that is not finite; None where the kernels do not "
+      "take the tensors.");
   m.def(
       "total_norm",
       [](const py::list& list, double order) -> std::optional<double> {

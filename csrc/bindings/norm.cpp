@@ -1,4 +1,6 @@
-// The norm of many tensors, for the clipping of gradients.
+// What the clipping of gradients needs: the gradients of many parameters, and their norm.
+#include <torch/csrc/autograd/python_variable.h>
+
 #include <cmath>
 
 #include "kernels.h"
@@ -15,7 +17,35 @@ struct Part {
   int64_t count;
 };
 
+// The attribute `grad`; of a leaf without asking Python, which takes longer than the gradient takes to clip.
+PyObject* gradient(PyObject* parameter) {
+  if (THPVariable_CheckExact(parameter)) { // a tensor or a parameter
+    const at::Tensor& t = THPVariable_Unpack(parameter);
+    if (t.is_leaf()) return THPVariable_Wrap(t.grad());
+  }
+  return PyObject_GetAttrString(parameter, "grad");
+}
+
 } // namespace
+
+PyObject* gradients(PyObject* parameters) {
+  PyObject* const all = PySequence_Fast(parameters, "parameters must be a tensor or an iterable of tensors");
+  PyObject* const found = all == nullptr ? nullptr : PyList_New(0);
+  for (Py_ssize_t i = 0; found != nullptr && i < PySequence_Fast_GET_SIZE(all); ++i) {
+    PyObject* const parameter = Py_NewRef(PySequence_Fast_GET_ITEM(all, i));
+    PyObject* const grad = gradient(parameter);
+    Py_DECREF(parameter);
+    if (grad == nullptr || (grad != Py_None && PyList_Append(found, grad) < 0)) {
+      Py_XDECREF(grad);
+      Py_DECREF(found);
+      Py_DECREF(all);
+      return nullptr;
+    }
+    Py_DECREF(grad);
+  }
+  Py_XDECREF(all);
+  return found;
+}
 
 std::optional<double> total_norm(const std::vector<at::Tensor>& tensors, double order) {
   if (active_kernels == nullptr) return std::nullopt;
@@ -28,7 +58,7 @@ std::optional<double> total_norm(const std::vector<at::Tensor>& tensors, double 
   for (size_t i = 0; i < tensors.size(); ++i) {
     const at::Tensor& t = tensors[i];
     DType own;
-    if (!to_dtype(t.scalar_type(), own) || (own != DType::f32 && own != DType::f64) ||
+    if (!t.is_cpu() || !to_dtype(t.scalar_type(), own) || (own != DType::f32 && own != DType::f64) ||
         (i > 0 && own != dtype) || !t.unsafeGetTensorImpl()->is_non_overlapping_and_dense()) {
       return std::nullopt;
     }

@@ -16,6 +16,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include "device.h"
 #include "kernels.h"
 
 namespace inplace_ext {
@@ -56,10 +57,12 @@ const c10::TypedOperatorHandle<typename Operator::Signature>& handle() {
   return found;
 }
 
-// ---- kernels of the CPU -----------------------------------------------------------------------------------
+// ---- kernels ---------------------------------------------------------------------------------------------
 
-void require_kernels() {
+void require_kernels(const Tensor& self) {
   TORCH_CHECK(active_kernels != nullptr, "inplace_ext: no kernels are loaded");
+  TORCH_CHECK(!on_device(self) || cuda_kernels != nullptr,
+              "inplace_ext: built without kernels for CUDA devices; inplace_ext.info() says why");
 }
 
 SoftmaxArguments softmax_arguments(const Tensor& self, int64_t dim, double scale, const Mask& mask,
@@ -76,14 +79,14 @@ SoftmaxArguments softmax_arguments(const Tensor& self, int64_t dim, double scale
 }
 
 Tensor& softmax_in_place(Tensor& self, int64_t dim, double scale, const Mask& mask, bool logarithm) {
-  require_kernels();
+  require_kernels(self);
   const SoftmaxArguments arguments = softmax_arguments(self, dim, scale, mask, logarithm);
   at::assert_no_internal_overlap(self);
   TORCH_CHECK(run_softmax(self, self, arguments), "softmax_: input has more than ", kMaxDims, " dims");
   return self;
 }
 Tensor softmax_new(const Tensor& self, int64_t dim, double scale, const Mask& mask, bool logarithm) {
-  require_kernels();
+  require_kernels(self);
   const SoftmaxArguments arguments = softmax_arguments(self, dim, scale, mask, logarithm);
   Result made = make_result(self);
   TORCH_CHECK(run_softmax(made.source(self), made.tensor, arguments), "softmax: input has more than ",
@@ -101,18 +104,23 @@ DropoutArguments dropout_arguments(const Tensor& self, double p, const Tensor& s
   TORCH_CHECK(takes_dropout(self, arguments),
               "dropout: input must be float32, float64, float16 or bfloat16 with at most ", kMaxDims, " dims",
               feature ? " and at least 2" : "", ", got ", self.scalar_type(), " of shape ", self.sizes());
-  TORCH_CHECK(
-      state.scalar_type() == at::kLong && state.device().is_cpu() && state.dim() == 1 && state.size(0) == 2,
-      "dropout: state must be an int64 tensor of two elements, seed and offset, on the CPU; got ",
-      state.scalar_type(), " of shape ", state.sizes(), " on ", state.device());
+  TORCH_CHECK(state.scalar_type() == at::kLong && state.dim() == 1 && state.size(0) == 2 &&
+                  (state.device().is_cpu() || same_device(state, self)),
+              "dropout: state must be an int64 tensor of two elements, seed and offset, on the CPU or on the "
+              "device of input; got ",
+              state.scalar_type(), " of shape ", state.sizes(), " on ", state.device());
   const Tensor words = state.contiguous();
+  if (on_device(words)) {
+    arguments.state = words;
+    return arguments;
+  }
   arguments.seed = static_cast<uint64_t>(words.const_data_ptr<int64_t>()[0]);
   arguments.offset = static_cast<uint64_t>(words.const_data_ptr<int64_t>()[1]);
   return arguments;
 }
 
 Tensor& dropout_in_place(Tensor& self, double p, const Tensor& state, bool feature, bool alpha) {
-  require_kernels();
+  require_kernels(self);
   const DropoutArguments arguments = dropout_arguments(self, p, state, feature, alpha);
   at::assert_no_internal_overlap(self);
   TORCH_CHECK(run_dropout(self, self, arguments), "dropout_: input has more than ", kMaxDims, " dims");
@@ -120,7 +128,7 @@ Tensor& dropout_in_place(Tensor& self, double p, const Tensor& state, bool featu
 }
 template <bool Bias>
 Tensor dropout_new(const Tensor& self, double p, const Tensor& state, bool feature, bool alpha) {
-  require_kernels();
+  require_kernels(self);
   DropoutArguments arguments = dropout_arguments(self, p, state, feature, alpha);
   arguments.bias = Bias;
   Result made = make_result(self);
@@ -129,9 +137,11 @@ Tensor dropout_new(const Tensor& self, double p, const Tensor& state, bool featu
   return made.tensor;
 }
 
-Tensor dropout_state(const Tensor&, std::optional<at::Generator> generator) {
-  TORCH_CHECK(!generator.has_value() || generator->device().is_cpu(),
-              "dropout: expected a generator of the CPU, got one of ", generator->device());
+Tensor dropout_state(const Tensor& self, std::optional<at::Generator> generator) {
+  TORCH_CHECK(!generator.has_value() || generator->device().type() == self.device().type(),
+              "dropout: expected a generator of the ", self.device().type(), ", got one of ",
+              generator->device());
+  if (on_device(self)) return draw_state(self, generator);
   const Tensor state = at::empty({2}, at::kLong);
   state.mutable_data_ptr<int64_t>()[0] = static_cast<int64_t>(draw_seed(generator));
   state.mutable_data_ptr<int64_t>()[1] = 0;
@@ -338,8 +348,9 @@ void register_operators() {
         pure);
     m.def("dropout_state(Tensor self, Generator? generator=None) -> Tensor", random);
   }
-  {
-    torch::Library& m = library(torch::Library::IMPL, c10::DispatchKey::CPU);
+  // The same functions, which look where the tensor is; without the kernels of a device they say so.
+  for (const auto key : {c10::DispatchKey::CPU, c10::DispatchKey::CUDA}) {
+    torch::Library& m = library(torch::Library::IMPL, key);
     m.impl("softmax_", softmax_in_place);
     m.impl("softmax", softmax_new);
     m.impl("dropout_", dropout_in_place);

@@ -1,7 +1,5 @@
 #include "recorder.h"
 
-#include <c10/core/TensorImpl.h>
-
 #include <algorithm>
 
 namespace inplace_ext {
@@ -88,9 +86,7 @@ Outcome Recorder::record_dropout(const at::Tensor& x, DType x_dtype, const Drawi
   const int target = find(x);
   const DType compute = compute_dtype(x_dtype);
   if (target < 0 || (values[target].temporary && values[target].held != compute)) return Outcome::delegate;
-  masks_.push_back(std::make_unique<at::Tensor>(at::detail::make_tensor<c10::TensorImpl>(
-      c10::DispatchKeySet(c10::DispatchKey::CPU), c10::scalarTypeToTypeMeta(at::kFloat),
-      c10::Device(at::kCPU))));
+  masks_.push_back(std::make_unique<at::Tensor>(shape_only(at::kFloat, x.device())));
   masks_.back()->unsafeGetTensorImpl()->set_sizes_contiguous(x.sizes());
   values[target].changed = true;
   values.push_back({.tensor = masks_.back().get(), .drawing = drawing});

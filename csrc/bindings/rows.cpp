@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "binders.h"
+#include "device.h"
 #include "kernels.h"
 #include "overlap.h"
 #include "parallel.h"
@@ -104,7 +105,7 @@ bool takes_softmax(const at::Tensor& x, SoftmaxArguments& arguments) {
   if (arguments.dim < -dims || arguments.dim >= dims) return false;
   if (arguments.dim < 0) arguments.dim += dims;
   if (arguments.mask == nullptr) return true;
-  return to_dtype(arguments.mask->scalar_type(), mask_dtype) &&
+  return same_device(*arguments.mask, x) && to_dtype(arguments.mask->scalar_type(), mask_dtype) &&
          (mask_dtype == DType::b8 || mask_dtype == dtype) && broadcasts_to(*arguments.mask, x);
 }
 
@@ -123,12 +124,16 @@ bool run_softmax(const at::Tensor& x, const at::Tensor& out, const SoftmaxArgume
   }
   if (!lay_out(call, x, mask.defined() ? &mask : nullptr, arguments.dim)) return false;
   if (x.numel() == 0) {
-    last_path = {Taken::native, Path::rows};
+    last_path = {on_device(x) ? Taken::device : Taken::native, Path::rows};
     return true;
   }
   call.data = static_cast<char*>(const_cast<void*>(x.const_data_ptr()));
   call.shift = static_cast<char*>(out.mutable_data_ptr()) - call.data;
   call.mask = mask.defined() ? static_cast<const char*>(mask.const_data_ptr()) : nullptr;
+  if (on_device(x)) {
+    softmax_on_device(call, x);
+    return true;
+  }
   const CpuKernels& kernels = *active_kernels;
   Path path = Path::rows;
   parallel(call.rows(), call.length * kSoftmaxCost, [&](int64_t begin, int64_t end) {

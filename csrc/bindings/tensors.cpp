@@ -3,7 +3,6 @@
 #include <ATen/MemoryOverlap.h>
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/empty.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/python_variable.h>
@@ -13,6 +12,7 @@
 #include <cstdlib>
 #include <numeric>
 
+#include "device.h"
 #include "overlap.h"
 #include "parallel.h"
 #include "recorder.h"
@@ -34,20 +34,26 @@ constexpr int64_t kStreamingBytes = 4 << 20;
 // An operand that shares memory with the tensor is copied first if it is no larger than this.
 constexpr int64_t kOperandBuffer = 1 << 20;
 
-// The dispatch keys of a plain CPU tensor made outside and inside inference mode. Subclasses, wrappers, lazy
+// The dispatch keys of a plain tensor made outside and inside inference mode. Subclasses, wrappers, lazy
 // conjugates and negatives, named, sparse, quantized and functional tensors all differ in some key.
 struct PlainKeys {
   uint64_t normal, inference;
-  PlainKeys() {
-    const c10::DispatchKeySet some = at::empty({0}, at::kFloat).key_set();
-    const auto autograd = c10::getAutogradRelatedKeySetFromBackend(c10::BackendComponent::CPUBit);
+  PlainKeys(c10::DispatchKey backend, c10::DeviceType device) {
+    // Of a tensor without memory: there may be no such device.
+    const c10::DispatchKeySet some = shape_only(at::kFloat, device).key_set();
+    const auto autograd =
+        c10::getAutogradRelatedKeySetFromBackend(c10::DispatchKeySet(backend).highestBackendKey());
     normal = (some | autograd).raw_repr();
     inference = (some - c10::autograd_dispatch_keyset_with_ADInplaceOrView).raw_repr();
   }
 };
-const PlainKeys& plain_keys() {
-  static const PlainKeys keys;
-  return keys;
+// Of the tensors that the kernels take; null for others.
+const PlainKeys* plain_keys(const at::Tensor& t) {
+  static const PlainKeys cpu(c10::DispatchKey::CPU, at::kCPU), cuda(c10::DispatchKey::CUDA, at::kCUDA);
+  const PlainKeys* const keys = t.is_cpu() ? &cpu : on_device(t) && cuda_kernels != nullptr ? &cuda : nullptr;
+  if (keys == nullptr) return nullptr;
+  const uint64_t own = t.unsafeGetTensorImpl()->key_set().raw_repr();
+  return own == keys->normal || own == keys->inference ? keys : nullptr;
 }
 
 bool has_forward_grad(const at::Tensor& t) {
@@ -61,6 +67,11 @@ int cost_of(const Program& program) {
     if (program.stage[i].code < kOpCodes) cost += op_info(program.stage[i].code).cost;
   }
   return std::max(cost, 1);
+}
+
+// Whether there are plain loops beside programs: not on a device, nor where the tests emulate one.
+bool has_loops(const at::Tensor& x) {
+  return !on_device(x) && active_kernels->fill != nullptr;
 }
 
 // The same elements at the same places: any order of the dims will do.
@@ -116,17 +127,8 @@ bool make_space(Space& space, const at::Tensor* const* tensors, const DType* dty
   return true;
 }
 
-// Finds out whether the operand can be read while x is written, and as what. Its elements may lie at the same
-// places as those of x, or nowhere in x; else it is copied first if it is small, and refused if not: a copy
-// would cost what an in-place operation is there to save.
-Outcome take_operand(const at::Tensor& x, DType x_dtype, const at::Tensor& operand, DType& dtype,
-                     at::Tensor& copy, const at::Tensor*& out) {
-  if (!to_dtype(operand.scalar_type(), dtype) || !broadcasts_to(operand, x)) return Outcome::delegate;
-  out = &operand;
-  if (!may_share(x, item_size(x_dtype), operand, item_size(dtype))) return Outcome::done;
-  // Torch has an error of its own for the simple cases; what it would compute wrongly is seen to here.
-  if (at::get_overlap_status(x, operand) == at::MemOverlapStatus::Partial) return Outcome::delegate;
-  if (operand.numel() * item_size(dtype) > kOperandBuffer) {
+Outcome buffer_operand(const at::Tensor& operand, at::Tensor& copy, const at::Tensor*& out) {
+  if (static_cast<int64_t>(operand.numel() * operand.element_size()) > kOperandBuffer) {
     PyErr_Format(
         PyExc_RuntimeError,
         "unsupported operation: an operand shares memory with input, at other positions, and is too large "
@@ -139,7 +141,25 @@ Outcome take_operand(const at::Tensor& x, DType x_dtype, const at::Tensor& opera
   return Outcome::done;
 }
 
-void run_space(const Program& program, const Space& space) {
+// Finds out whether the operand can be read while x is written, and as what. Its elements may lie at the same
+// places as those of x, or nowhere in x; else it is copied first if it is small, and refused if not: a copy
+// would cost what an in-place operation is there to save.
+Outcome take_operand(const at::Tensor& x, DType x_dtype, const at::Tensor& operand, DType& dtype,
+                     at::Tensor& copy, const at::Tensor*& out) {
+  if (!to_dtype(operand.scalar_type(), dtype) || !broadcasts_to(operand, x)) return Outcome::delegate;
+  out = &operand;
+  if (!may_share(x, item_size(x_dtype), operand, item_size(dtype))) return Outcome::done;
+  // Torch has an error of its own for the simple cases; what it would compute wrongly is seen to here.
+  if (at::get_overlap_status(x, operand) == at::MemOverlapStatus::Partial) return Outcome::delegate;
+  return buffer_operand(operand, copy, out);
+}
+
+void run_space(const Program& program, const Space& space, const at::Tensor& x) {
+  if (on_device(x)) {
+    last_path = {Taken::device, Path::flat};
+    if (space.numel() > 0) run_on_device(program, space, x);
+    return;
+  }
   const CpuKernels& kernels = *active_kernels;
   Path path = Path::loop;
   parallel(space.numel(), cost_of(program), [&](int64_t begin, int64_t end) {
@@ -153,11 +173,17 @@ Outcome run_on(const Program& program, const at::Tensor* const* tensors, const D
                const bool* mutated, int count, const at::Tensor& x) {
   Space space;
   if (!make_space(space, tensors, dtypes, mutated, count, x, program)) return Outcome::delegate;
-  run_space(program, space);
+  run_space(program, space, x);
   return Outcome::done;
 }
 
 } // namespace
+
+at::Tensor shape_only(at::ScalarType dtype, c10::Device device) {
+  const auto key = device.is_cuda() ? c10::DispatchKey::CUDA : c10::DispatchKey::CPU;
+  return at::detail::make_tensor<c10::TensorImpl>(c10::DispatchKeySet(key), c10::scalarTypeToTypeMeta(dtype),
+                                                  device);
+}
 
 c10::SmallVector<int64_t, kMaxDims> dims_in_memory(const at::Tensor& x) {
   c10::SmallVector<int64_t, kMaxDims> order;
@@ -173,7 +199,7 @@ c10::SmallVector<int64_t, kMaxDims> dims_in_memory(const at::Tensor& x) {
 
 bool broadcasts_to(const at::Tensor& t, const at::Tensor& x) {
   const auto from = t.sizes(), to = x.sizes();
-  if (from.size() > to.size()) return false;
+  if (from.size() > to.size() || !same_device(t, x)) return false;
   for (size_t i = 1; i <= from.size(); ++i) {
     const int64_t size = from[from.size() - i];
     if (size != 1 && size != to[to.size() - i]) return false;
@@ -247,9 +273,7 @@ bool no_modes() {
 const at::Tensor* plain_tensor(PyObject* object) {
   if (!THPVariable_CheckExact(object)) return nullptr;
   const at::Tensor& t = THPVariable_Unpack(object);
-  const uint64_t keys = t.unsafeGetTensorImpl()->key_set().raw_repr();
-  const PlainKeys& plain = plain_keys();
-  if (keys != plain.normal && keys != plain.inference) return nullptr;
+  if (plain_keys(t) == nullptr) return nullptr;
   if (t.unsafeGetTensorImpl()->autograd_meta() != nullptr) {
     if (at::GradMode::is_enabled() && t.requires_grad()) return nullptr;
     if (has_forward_grad(t)) return nullptr;
@@ -261,8 +285,7 @@ const at::Tensor* writable_tensor(PyObject* object) {
   const at::Tensor* t = plain_tensor(object);
   if (t == nullptr) return nullptr;
   c10::TensorImpl* impl = t->unsafeGetTensorImpl();
-  if (impl->key_set().raw_repr() == plain_keys().inference && !c10::InferenceMode::is_enabled())
-    return nullptr;
+  if (t->is_inference() && !c10::InferenceMode::is_enabled()) return nullptr;
   if (!impl->is_non_overlapping_and_dense() && may_overlap_itself(*t)) return nullptr;
   return t;
 }
@@ -278,7 +301,8 @@ Outcome execute(Op op, const at::Tensor& x, DType x_dtype, DType compute, Argume
   const int64_t n = x.numel();
   Argument* const arguments[2] = {&b, &c};
   // The plain case first: one loop over memory.
-  bool flat = compute_dtype(x_dtype) == compute && x.unsafeGetTensorImpl()->is_non_overlapping_and_dense();
+  bool flat = compute_dtype(x_dtype) == compute && has_loops(x) &&
+              x.unsafeGetTensorImpl()->is_non_overlapping_and_dense();
   int variant = 0;
   const void* pointer[2] = {};
   const Scalar scalar[3] = {b.scalar, c.scalar, d};
@@ -293,8 +317,8 @@ Outcome execute(Op op, const at::Tensor& x, DType x_dtype, DType compute, Argume
       variant |= i == 0 ? kScalarB : kScalarC;
     } else if (a.kind == Operand::tensor) {
       DType dtype;
-      flat =
-          same_layout(x, *a.tensor) && to_dtype(a.tensor->scalar_type(), dtype) && dtype == operand_dtype[i];
+      flat = a.tensor->is_cpu() && same_layout(x, *a.tensor) && to_dtype(a.tensor->scalar_type(), dtype) &&
+             dtype == operand_dtype[i];
       if (!flat) break;
       const char* p = static_cast<const char*>(a.tensor->const_data_ptr());
       // The same memory, or none in common.
@@ -352,7 +376,7 @@ Outcome execute_move(const at::Tensor& x, DType x_dtype, Argument source) {
   const CpuKernels& kernels = *active_kernels;
   const int64_t n = x.numel();
   const int item = item_size(x_dtype);
-  const bool dense = x.unsafeGetTensorImpl()->is_non_overlapping_and_dense();
+  const bool dense = has_loops(x) && x.unsafeGetTensorImpl()->is_non_overlapping_and_dense();
   const bool stream = n * item >= streaming_move_bytes;
   const LastPath moved = {Taken::native, stream ? Path::streaming : Path::move};
   if (source.kind == Operand::scalar) {
@@ -364,7 +388,7 @@ Outcome execute_move(const at::Tensor& x, DType x_dtype, Argument source) {
       last_path = moved;
       return Outcome::done;
     }
-  } else if (dense && same_layout(x, *source.tensor)) {
+  } else if (dense && source.tensor->is_cpu() && same_layout(x, *source.tensor)) {
     DType dtype;
     if (!to_dtype(source.tensor->scalar_type(), dtype)) return Outcome::delegate;
     char* const data = static_cast<char*>(x.mutable_data_ptr());
@@ -402,6 +426,16 @@ Outcome execute_move(const at::Tensor& x, DType x_dtype, Argument source) {
   return run_on(program, tensors, dtypes, mutated, count, x);
 }
 
+Outcome take_unshared(const at::Tensor& x, const at::Tensor& operand, bool torch_refuses, at::Tensor& copy,
+                      const at::Tensor*& out) {
+  out = &operand;
+  const bool same = x.numel() != 0 && operand.numel() != 0 && x.const_data_ptr() == operand.const_data_ptr();
+  if (!same && !share_memory(x, operand)) return Outcome::done;
+  const at::MemOverlapStatus status = at::get_overlap_status(x, operand);
+  const bool plain = status == at::MemOverlapStatus::Full || status == at::MemOverlapStatus::Partial;
+  return torch_refuses && plain ? Outcome::delegate : buffer_operand(operand, copy, out);
+}
+
 bool share_memory(const at::Tensor& a, const at::Tensor& b) {
   return may_share(a, static_cast<int>(a.element_size()), b, static_cast<int>(b.element_size()));
 }
@@ -417,18 +451,70 @@ Outcome execute_pass(const Program& program, const at::Tensor* const* tensors, c
   return run_on(program, tensors, dtypes, mutated, count, *x);
 }
 
+namespace {
+
+const at::Tensor& shape_of(const Work& w) {
+  int t = 0;
+  while (!w.mutated[t]) ++t;
+  return *w.tensors[t];
+}
+void space_of(const Work& w, Space& space) {
+  DType dtypes[kMaxTensors];
+  for (int t = 0; t < w.count; ++t) to_dtype(w.tensors[t]->scalar_type(), dtypes[t]);
+  make_space(space, w.tensors, dtypes, w.mutated, w.count, shape_of(w), *w.program);
+}
+
+// Whether an item of a list: dense tensors that lie alike.
+bool fits_list(const Work& w) {
+  const at::Tensor& x = shape_of(w);
+  if (!cuda::fits_list(*w.program, x.numel()) || !x.unsafeGetTensorImpl()->is_non_overlapping_and_dense())
+    return false;
+  return std::all_of(w.tensors, w.tensors + w.count, [&](const at::Tensor* t) { return same_layout(*t, x); });
+}
+// Whether two items can be of one list.
+bool alike(const Work& a, const Work& b) {
+  if (a.program != b.program || a.count != b.count || !same_device(shape_of(a), shape_of(b))) return false;
+  for (int t = 0; t < a.count; ++t) {
+    if (a.tensors[t]->scalar_type() != b.tensors[t]->scalar_type()) return false;
+  }
+  return true;
+}
+
+// Work of which some is on a device: lists as long as they get, and one launch for each of the others.
+void execute_lists(const Work* work, int64_t count, bool concurrently) {
+  std::vector<uint64_t> words;
+  for (int64_t i = 0; i < count;) {
+    const Work& first = work[i];
+    const at::Tensor& x = shape_of(first);
+    int64_t end = i;
+    words.clear();
+    while (concurrently && end < count && on_device(x) && alike(first, work[end]) && fits_list(work[end])) {
+      const Work& w = work[end++];
+      for (int t = 0; t < w.count; ++t)
+        words.push_back(reinterpret_cast<uint64_t>(w.mutated[t] ? w.tensors[t]->mutable_data_ptr()
+                                                                : w.tensors[t]->const_data_ptr()));
+      words.push_back(static_cast<uint64_t>(shape_of(w).numel()));
+    }
+    if (end > i + 1) {
+      DType dtypes[kMaxTensors];
+      for (int t = 0; t < first.count; ++t) to_dtype(first.tensors[t]->scalar_type(), dtypes[t]);
+      run_list_on_device({first.program, first.count, dtypes, end - i, words.data()}, x);
+      i = end;
+      continue;
+    }
+    Space space;
+    space_of(first, space);
+    run_space(*first.program, space, x);
+    ++i;
+  }
+}
+
+} // namespace
+
 void execute_all(const Work* work, int64_t count, bool concurrently) {
+  if (std::any_of(work, work + count, [](const Work& w) { return on_device(shape_of(w)); }))
+    return execute_lists(work, count, concurrently);
   const CpuKernels& kernels = *active_kernels;
-  const auto shape_of = [](const Work& w) -> const at::Tensor& {
-    int t = 0;
-    while (!w.mutated[t]) ++t;
-    return *w.tensors[t];
-  };
-  const auto space_of = [&](const Work& w, Space& space) {
-    DType dtypes[kMaxTensors];
-    for (int t = 0; t < w.count; ++t) to_dtype(w.tensors[t]->scalar_type(), dtypes[t]);
-    make_space(space, w.tensors, dtypes, w.mutated, w.count, shape_of(w), *w.program);
-  };
   // Where the work of each begins, in element-costs.
   std::vector<int64_t> begin(count + 1, 0);
   for (int64_t i = 0; i < count; ++i)

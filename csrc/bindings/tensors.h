@@ -19,7 +19,7 @@ extern const CpuKernels* streaming_kernels;
 extern int64_t streaming_move_bytes;
 
 // Which path the last call on this thread took.
-enum class Taken : uint8_t { none, torch, native };
+enum class Taken : uint8_t { none, torch, native, device };
 struct LastPath {
   Taken taken = Taken::none;
   Path path = Path::loop;
@@ -43,19 +43,24 @@ struct Number {
 // False (and no Python error) where the object is no number that the fast path takes.
 bool to_number(PyObject* object, Number& out);
 
-// True if no mode, functorch level, tracer or the like stands between the caller and the CPU kernels.
+// True if no mode, functorch level, tracer or the like stands between the caller and the kernels.
 bool no_modes();
 
-// A plain dense CPU tensor with nothing to record: the only kind that the fast path reads.
+// A plain dense tensor with nothing to record, on the CPU, or on a CUDA device where the kernels for it are
+// loaded: the only kind that the fast path takes. The tensors of a call must be on one device.
 // Null where the object is anything else.
 const at::Tensor* plain_tensor(PyObject* object);
 // The same for the tensor that is written: in addition no two of its elements may share memory.
 const at::Tensor* writable_tensor(PyObject* object);
 
+// A tensor without memory, of no dims.
+at::Tensor shape_only(at::ScalarType dtype, c10::Device device);
+
 // The dims of x that have more than one element, those of neighbours in memory first.
 c10::SmallVector<int64_t, kMaxDims> dims_in_memory(const at::Tensor& x);
 
-// Whether an in-place operation on x may have t as an operand: t broadcasts to x and leaves its shape.
+// Whether an in-place operation on x may have t as an operand: t broadcasts to x and leaves its shape, and is
+// on its device.
 bool broadcasts_to(const at::Tensor& t, const at::Tensor& x);
 
 // An operand of an operation: absent, a number in the form of the compute type, or a tensor.
@@ -95,6 +100,11 @@ struct Work {
 void execute_all(const Work* work, int64_t count, bool concurrently);
 // Whether two tensors may share memory without lying at the same places in it.
 bool share_memory(const at::Tensor& a, const at::Tensor& b);
+
+// Finds out whether the operand can be read while elements of x are written in another order than its own,
+// and as what: itself, or a copy where they share memory and it is small. Leaves to torch what torch refuses.
+Outcome take_unshared(const at::Tensor& x, const at::Tensor& operand, bool torch_refuses, at::Tensor& copy,
+                      const at::Tensor*& out);
 
 // True if an integer tensor holds a zero.
 bool holds_zero(const at::Tensor& t, DType dtype);

@@ -52,7 +52,7 @@ IE_INLINE void interleave(Lanes a, Lanes b, Lanes& first, Lanes& second) {
 // The numbers of one seed.
 class Generator {
  public:
-  explicit Generator(uint64_t seed) : keys_(seed), m0_(philox::kMultiplier[0]), m1_(philox::kMultiplier[1]) {
+  explicit Generator(uint64_t seed) : keys_(seed), m0_(philox::multiplier(0)), m1_(philox::multiplier(1)) {
     // In an order that interleave() undoes.
     for (int i = 0; i < kBatch; ++i) lane_.v[i] = i % 2 * (kBatch / 2) + i / 2;
   }
@@ -100,7 +100,7 @@ class Generator {
   // same for all.
   __attribute__((noinline)) void near(int32_t* out, uint64_t n, int64_t batches) const {
     const uint64_t constant = (n >> 32) ^ keys_.word[0][0].v[0];
-    const uint64_t product = philox::low_product(constant, philox::kMultiplier[0]);
+    const uint64_t product = philox::low_product(constant, philox::multiplier(0));
     const Lanes third(product >> 32 ^ keys_.word[1][1].v[0]), fourth(product);
     Lanes counter = lane_ + Lanes(n);
     for (int64_t b = 0; b < batches; ++b) {

@@ -6,6 +6,7 @@
 // else, and each element is still read once and written once.
 #include "draws.h"
 #include "kernels.h"
+#include "turn.h"
 
 namespace inplace_ext {
 
@@ -64,6 +65,8 @@ constexpr int64_t kDrawn = 512;
 constexpr int kMaxItem = 8;
 // How far ahead elements with gaps between them are fetched, in bytes.
 constexpr int64_t kNearAhead = 2048;
+// And memory that is only written: a store that misses the caches asks for its line, and nothing does before.
+constexpr int64_t kWriteAhead = 4096;
 // Memory that a piece of elements with gaps between them spans, unless it holds fewer than so many.
 constexpr int64_t kStridedBytes = 4096, kMinStrided = 128;
 
@@ -450,72 +453,6 @@ IE_INLINE auto for_item(int item, const F& f) {
   }
 }
 
-// A square of elements turned in registers: row i of `from` becomes column i of `to`; strides in bytes.
-template <class T>
-struct Square {
-  static constexpr int kSide = sizeof(T) == 8 ? 4 : 8;
-  using row = typename raw_vector<T, kSide>::type;
-  using index = typename raw_vector<typename int_of_size<sizeof(T)>::type, kSide>::type;
-
-  // Exchanges the blocks off the diagonal of every 2 x 2 arrangement of blocks of Step x Step elements.
-  template <int Step>
-  static IE_INLINE void exchange(row* r) {
-    index upper, lower;
-    for (int i = 0; i < kSide; ++i) {
-      const bool second = i & Step;
-      upper[i] = second ? kSide + i - Step : i;
-      lower[i] = second ? kSide + i : i + Step;
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < kSide; ++i) {
-      if (i & Step) continue;
-      const row a = r[i], b = r[i + Step];
-      r[i] = __builtin_shuffle(a, b, upper);
-      r[i + Step] = __builtin_shuffle(a, b, lower);
-    }
-    if constexpr (Step * 2 < kSide) exchange<Step * 2>(r);
-  }
-  static IE_INLINE void turn(char* to, int64_t to_stride, const char* from, int64_t from_stride) {
-    row r[kSide];
-    for (int i = 0; i < kSide; ++i) std::memcpy(&r[i], from + i * from_stride, sizeof(row));
-    exchange<1>(r);
-    for (int i = 0; i < kSide; ++i) std::memcpy(to + i * to_stride, &r[i], sizeof(row));
-  }
-};
-// `rows` rows of `columns` elements, turned; what is left of whole squares goes an element at a time.
-template <class T>
-void turn(char* to, int64_t to_stride, const char* from, int64_t from_stride, int64_t rows, int64_t columns) {
-  constexpr int64_t kSide = Square<T>::kSide, kItem = sizeof(T);
-  int64_t i = 0;
-  for (; i + kSide <= rows; i += kSide) {
-    int64_t j = 0;
-    for (; j + kSide <= columns; j += kSide) {
-      Square<T>::turn(to + j * to_stride + i * kItem, to_stride, from + i * from_stride + j * kItem,
-                      from_stride);
-    }
-    for (; j < columns; ++j) {
-      for (int64_t k = i; k < i + kSide; ++k)
-        std::memcpy(to + j * to_stride + k * kItem, from + k * from_stride + j * kItem, kItem);
-    }
-  }
-  for (; i < rows; ++i) {
-    for (int64_t j = 0; j < columns; ++j)
-      std::memcpy(to + j * to_stride + i * kItem, from + i * from_stride + j * kItem, kItem);
-  }
-}
-void turn(int item, char* to, int64_t to_stride, const char* from, int64_t from_stride, int64_t rows,
-          int64_t columns) {
-  if (item == 1) {
-    turn<uint8_t>(to, to_stride, from, from_stride, rows, columns);
-  } else if (item == 2) {
-    turn<uint16_t>(to, to_stride, from, from_stride, rows, columns);
-  } else if (item == 4) {
-    turn<uint32_t>(to, to_stride, from, from_stride, rows, columns);
-  } else {
-    turn<uint64_t>(to, to_stride, from, from_stride, rows, columns);
-  }
-}
-
 // How a tensor's elements on a piece reach the arithmetic: where they lie, as one number, from a buffer that
 // repeats a short row, or through a buffer that is filled for the piece.
 enum class Kind : uint8_t { direct, splat, periodic, staged };
@@ -532,6 +469,8 @@ struct Slot {
   bool constant;  // one element for the whole space
   bool converted; // dtype != want
   bool repeated;  // one number for each row, repeated by a permutation
+  // Of a splat in a chain: whether operations take it as a number, and whether a load takes it as an array.
+  bool as_number, as_array;
   int64_t period; // where the inner dims repeat over all the others: their number of elements; else 0
   Kind kind;
 };
@@ -807,6 +746,13 @@ class Executor {
         variant |= kScalarC;
       }
       if (s.code < kOpCodes && takes_third(op_info(s.code).form)) out.kd = p.scalar[s.d];
+      // An operand that is one number on each piece is read as one.
+      const auto is_splat = [&](Operand kind, uint8_t index) {
+        return s.code < kOpCodes && kind == Operand::tensor && slot_[index].kind == Kind::splat;
+      };
+      if (is_splat(s.b_kind, s.b)) variant |= kScalarB, slot_[s.b].as_number = true;
+      if (is_splat(s.c_kind, s.c)) variant |= kScalarC, slot_[s.c].as_number = true;
+      if (s.code == kLoad && s.b_kind == Operand::tensor) slot_[s.b].as_array = true;
       const auto memory_dtype = [&] {
         return static_cast<int>(s.b_kind == Operand::tensor ? slot_[s.b].want : p.compute);
       };
@@ -959,16 +905,20 @@ class Executor {
         char* const next = here + n * s.item;
         if (t == ahead_of_) {
           ahead_ = next;
+        } else if (!s.read) {
+          for (int64_t line = 0; line < n * s.item; line += 64)
+            __builtin_prefetch(here + kWriteAhead + line, 1);
         } else if (gathers_) {
           for (int64_t line = 0; line < n * s.item; line += 128) __builtin_prefetch(next + line);
         }
         return here;
       }
       case Kind::splat:
-        // The single loop takes it as a number; a chain reads it from a buffer, filled once a row: the first
-        // piece of a row is the longest.
+        // The single loop takes it as a number, and so do the operations of a chain, which get it once a row;
+        // a load reads it from a buffer, filled once a row: the first piece of a row is the longest.
         if (!pipeline_) return base;
-        if (done == 0) splat(buffer_[t], s.want, base, s.arg->dtype, n);
+        if (done == 0 && s.as_number) give_number(t, read_splat(s, base));
+        if (done == 0 && s.as_array) splat(buffer_[t], s.want, base, s.arg->dtype, n);
         return buffer_[t];
       case Kind::periodic:
         return buffer_[t] + i % s.period * s.want_item;
@@ -977,6 +927,14 @@ class Executor {
         return buffer_[t];
     }
     return nullptr;
+  }
+  void give_number(int t, Scalar number) {
+    for (int i = 0; i < program_.stages; ++i) {
+      const Stage& s = program_.stage[i];
+      if (s.code >= kOpCodes) continue;
+      if (s.b_kind == Operand::tensor && s.b == t) linked_[i].kb = number;
+      if (s.c_kind == Operand::tensor && s.c == t) linked_[i].kc = number;
+    }
   }
   // And from there to memory, what was changed in a buffer.
   void put_back(int t, char* base, int64_t n, const int64_t* index, int64_t done) {
@@ -1400,9 +1358,27 @@ Path run(const Program& program, const Space& space, int64_t begin, int64_t end)
 
 extern "C" __attribute__((visibility("default"))) const inplace_ext::CpuKernels* inplace_ext_cpu_kernels() {
   using namespace inplace_ext;
-  static const CpuKernels kernels = {
-      kAbiVersion, table_fingerprint(), kVectorBytes, kCapability, kernel_tables().loop, run,       fill,
-      convert,     contains_zero,       softmax,      dropout,     set_operation,        norm_part,
-  };
+  static const CpuKernels kernels = {kAbiVersion,
+                                     table_fingerprint(),
+                                     kVectorBytes,
+                                     kCapability,
+                                     kernel_tables().loop,
+                                     run,
+                                     fill,
+                                     convert,
+                                     contains_zero,
+                                     softmax,
+                                     dropout,
+                                     set_operation,
+                                     norm_part,
+                                     turn,
+                                     square_units,
+                                     swap_square,
+                                     find_leaders,
+                                     move_cycles,
+                                     in_range,
+                                     put_indexed,
+                                     count_mask,
+                                     put_masked};
   return &kernels;
 }

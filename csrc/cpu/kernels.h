@@ -24,6 +24,17 @@ Path softmax(const Softmax& call, int64_t begin, int64_t end);
 Path dropout(const Dropout& call, int64_t begin, int64_t end);
 // norm.cpp
 double norm_part(const void* x, DType dtype, int64_t n, Norm norm);
+// transpose.cpp
+void turn(const Turn&);
+int64_t square_units(int64_t side, int64_t bytes);
+void swap_square(const Matrix&, int64_t begin, int64_t end);
+void find_leaders(const Matrix&, uint64_t* leaders, uint64_t* seen);
+void move_cycles(const Matrix&, const uint64_t* leaders, int64_t begin, int64_t end);
+// index.cpp
+bool in_range(const void* index, bool wide, int64_t step, int64_t n, int64_t low, int64_t high);
+Path put_indexed(const Indexed& call, int64_t begin, int64_t end);
+int64_t count_mask(const Masked& call, int64_t begin, int64_t end);
+Path put_masked(const Masked& call, int64_t begin, int64_t end, int64_t taken);
 
 // The loop of a storage type exists where its compute type does; on bool only what means bool.
 template <class S>

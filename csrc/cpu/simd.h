@@ -10,6 +10,7 @@
 #include <type_traits>
 
 #include "inplace_ext/dtype.h"
+#include "inplace_ext/target.h"
 #if defined(INPLACE_EXT_DEBUG)
 #include <cstdio>
 #include <cstdlib>
@@ -41,8 +42,6 @@ constexpr bool kHasFma = true;
 #else
 constexpr bool kHasFma = false;
 #endif
-
-#define IE_INLINE inline __attribute__((always_inline))
 
 // What must hold of the places that are read and written; checked in builds of jit.load(debug=True) only.
 #if defined(INPLACE_EXT_DEBUG)
@@ -155,6 +154,10 @@ struct Vec {
   }
 };
 
+template <class T>
+IE_INLINE T lane(Vec<T> a, int i) {
+  return a.v[i];
+}
 template <class T>
 IE_INLINE Vec<T> operator+(Vec<T> a, Vec<T> b) {
   return a.v + b.v;

@@ -13,6 +13,8 @@
 
 #include "rows.h"
 
+#include "inplace_ext/math_softmax.h" // after what says what a Vec is
+
 namespace inplace_ext {
 namespace {
 
@@ -31,98 +33,6 @@ constexpr int64_t kMaxColumns = 128, kMinColumns = 16;
 
 // How many steps along such rows their memory is asked for ahead.
 constexpr int64_t kStepsAhead = 8;
-
-template <class C>
-constexpr C kMinusInf = -std::numeric_limits<C>::infinity();
-
-// What the exponentials of a row are taken relative to: e^s 2^-power for s - shift = x, which is near
-// e^(s - top). Of a largest score that is not large nothing is subtracted (shift = 0), and of another one it
-// is itself: every score that counts is then within a factor of two of it. Either way the difference is
-// exact, where s - top would be rounded, and the error of a result be that of this rounding times |s - top|.
-template <class T>
-struct Base {
-  // Below `bottom` an exponential is 0, without the way through denormal numbers, which processors take in
-  // microcode: scores that a mask drops are as fast as others.
-  Vec<T> top, shift, power, bottom;
-
-  IE_INLINE Base(Vec<T> t, Vec<T> s, Vec<T> p, Vec<T> b) : top(t), shift(s), power(p), bottom(b) {}
-  IE_INLINE Base(Vec<T> t, bool logarithm) : top(t) {
-    // Without fma the product of an exponent and the upper part of ln2, which has 15 bits in float, must be
-    // exact of itself: up to 738, and scores count that are 104 below -near.
-    const T near = logarithm ? T(-1) : sizeof(T) == 4 ? T(400) : T(512);
-    constexpr T kVanish = sizeof(T) == 4 ? -104 : -746;
-    constexpr T kLog2e = sizeof(T) == 4 ? tables::kLog2eF : static_cast<T>(tables::kLog2e);
-    shift = select(abs(t) <= Vec<T>(near), Vec<T>(T(0)), t);
-    power = rint((t - shift) * Vec<T>(kLog2e));
-    bottom = t + Vec<T>(kVanish);
-  }
-};
-// e^(s - shift) 2^-power; NaN for NaN, and where the largest score is inf or -inf and the score is too.
-#if defined(INPLACE_EXT_AVX512)
-IE_INLINE Vec<float> exp_over(Vec<float> s, const Base<float>& base) {
-  const Vec<float> x = s - base.shift, one(1.f);
-  const math::Exponent<float> e(x, tables::kLog2eF);
-  const Vec<float> r = fma(e.n, Vec<float>(-tables::kLn2LoF), fma(e.n, Vec<float>(-tables::kLn2HiF), x));
-  const Vec<float> p = fma(r, fma(r, math::polynomial<2>(r, tables::kExpF), one), one);
-  const __mmask16 counts = _mm512_cmp_ps_mask(s.v, base.bottom.v, _CMP_NLT_UQ);
-  return _mm512_maskz_scalef_ps(counts, p.v, (e.n - base.power).v);
-}
-IE_INLINE Vec<double> exp_over(Vec<double> s, const Base<double>& base) {
-  const math::Power power(s - base.shift, math::Power::kAny);
-  const __mmask8 counts = _mm512_cmp_pd_mask(s.v, base.bottom.v, _CMP_NLT_UQ);
-  return _mm512_maskz_scalef_pd(counts, power.p.v, (power.e.n - base.power).v);
-}
-#else
-template <class T>
-IE_INLINE Vec<T> exp_over(Vec<T> s, const Base<T>& base) {
-  using K = math::exp_constants<T>;
-  const auto vanishes = s < base.bottom;
-  const Vec<T> x = select(vanishes, base.top, s) - base.shift;
-  math::Exponent<T> e(x, K::kLog2e);
-  const Vec<T> high = fma(e.n, Vec<T>(-K::kLn2Hi), x);
-  e.sum = e.sum - base.power; // which the result is scaled by; integers in one binade
-  return select(vanishes, Vec<T>(T(0)), math::exp_reduced(high, Vec<T>(-K::kLn2Lo), e, K::kExp));
-}
-#endif
-
-// e / sum, given 1 / sum: the product, corrected by what it lacks.
-template <class C>
-IE_INLINE Vec<C> quotient(Vec<C> e, Vec<C> sum, Vec<C> inverse) {
-  if constexpr (kHasFma) {
-    const Vec<C> q = e * inverse;
-    return fma(fma(-q, sum, e), inverse, q);
-  } else {
-    return e / sum;
-  }
-}
-
-// log(sum) in two parts; of a double the second is not worth its while.
-IE_INLINE void log_parts(Vec<float> sum, Vec<float>& high, Vec<float>& low) {
-  const DoublePair s = widen(sum), l = {log(s.lo), log(s.hi)};
-  high = narrow(l);
-  const DoublePair h = widen(high);
-  low = narrow({l.lo - h.lo, l.hi - h.hi});
-}
-IE_INLINE void log_parts(Vec<double> sum, Vec<double>& high, Vec<double>& low) {
-  high = log(sum);
-  low = Vec<double>(0.);
-}
-// What every score of a row is less than, top + log(sum), in place of the two: rounded, and what that lost.
-template <class C>
-IE_INLINE void normalize(Vec<C>& top, Vec<C>& sum) {
-  Vec<C> high, low;
-  log_parts(sum, high, low);
-  const Vec<C> n = top + high, part = n - top;
-  sum = ((top - (n - part)) + (high - part)) + low;
-  top = n;
-}
-// s - (high + low), with hardly more than one rounding; -inf stays.
-template <class C>
-IE_INLINE Vec<C> difference(Vec<C> s, Vec<C> high, Vec<C> low) {
-  const Vec<C> d = s - high, part = d - s;
-  const Vec<C> lost = (s - (d - part)) - (high + part);
-  return select(abs(d) < Vec<C>(std::numeric_limits<C>::infinity()), d + (lost - low), d);
-}
 
 // The lanes of a register folded in halves.
 template <class C, int N, class F>
@@ -238,7 +148,7 @@ enum class Finish { divide, exponential, logarithm };
 
 // For a logarithm, the top of the base and `sum` are what normalize() made of them.
 template <Finish F, class C>
-IE_INLINE Vec<C> finish(Vec<C> v, const Base<C>& base, Vec<C> sum, Vec<C> inverse) {
+IE_INLINE Vec<C> finish(Vec<C> v, const SoftmaxBase<C>& base, Vec<C> sum, Vec<C> inverse) {
   if constexpr (F == Finish::logarithm) return difference(v, base.top, sum);
   if constexpr (F == Finish::exponential) v = exp_over(v, base);
   return quotient(v, sum, inverse);
@@ -290,7 +200,8 @@ struct Row {
   // The exponentials of a block of scores, added to the partial sums, and left in place of the scores.
   // Meanwhile the memory of the next row is asked for, which would idle else.
   template <bool Keep>
-  IE_INLINE void sum_block(C* p, int64_t n, const char* next, const Base<C>& base, Lanes<C>& total) const {
+  IE_INLINE void sum_block(C* p, int64_t n, const char* next, const SoftmaxBase<C>& base,
+                           Lanes<C>& total) const {
     Lanes<C> part;
     for (int64_t i = 0; i < n; i += kLanes<C>) {
       __builtin_prefetch(next + i * sizeof(S), 1);
@@ -305,7 +216,7 @@ struct Row {
     for (int k = 0; k < Lanes<C>::kVectors; ++k) total.v[k] = total.v[k] + part.v[k];
   }
   template <Finish F>
-  IE_INLINE void put(int64_t at, int64_t n, const C* p, const Base<C>& base, V sum, V inverse) const {
+  IE_INLINE void put(int64_t at, int64_t n, const C* p, const SoftmaxBase<C>& base, V sum, V inverse) const {
     S raw[kBlock];
     char* const to = x + call.shift + at * call.stride;
     char* out = contiguous() ? to : reinterpret_cast<char*>(raw);
@@ -322,7 +233,7 @@ struct Row {
     V top(kMinusInf<C>);
     for (int64_t at = 0; at < length; at += kBlock) top = fetch(at, block(at), place(at), top);
     top = V(fold<C, V::N>(top.v, [](auto a, auto b) { return a > b ? a : b; }));
-    Base<C> base(top, call.logarithm);
+    SoftmaxBase<C> base(top, call.logarithm);
     Lanes<C> total;
     // The next row, or of short ones one farther on.
     const int64_t ahead = std::max<int64_t>(1, kPrefetchAhead / (length * static_cast<int64_t>(sizeof(S))));
@@ -365,10 +276,10 @@ struct Columns {
   // The bases of the rows, to be had from any of them on.
   struct Bases {
     alignas(64) C top[kMaxColumns], shift[kMaxColumns], power[kMaxColumns], bottom[kMaxColumns];
-    IE_INLINE Base<C> at(int64_t i) const {
+    IE_INLINE SoftmaxBase<C> at(int64_t i) const {
       return {V::load(top + i), V::load(shift + i), V::load(power + i), V::load(bottom + i)};
     }
-    IE_INLINE void set(int64_t i, const Base<C>& base) {
+    IE_INLINE void set(int64_t i, const SoftmaxBase<C>& base) {
       base.top.store(top + i);
       base.shift.store(shift + i);
       base.power.store(power + i);
@@ -427,7 +338,8 @@ struct Columns {
       for (int64_t i = 0; i < width; i += V::N)
         max(V::load(p + i), V::load(base.top + i)).store(base.top + i);
     }
-    for (int64_t i = 0; i < width; i += V::N) base.set(i, Base<C>(V::load(base.top + i), call.logarithm));
+    for (int64_t i = 0; i < width; i += V::N)
+      base.set(i, SoftmaxBase<C>(V::load(base.top + i), call.logarithm));
     // Partial sums that no element goes to stay 0, and adding them would change nothing.
     int64_t lanes = std::min<int64_t>(L, length);
     std::fill(total, total + lanes * width, C(0));

@@ -8,6 +8,8 @@
 #include <limits>
 #include <type_traits>
 
+#include "inplace_ext/target.h"
+
 namespace inplace_ext {
 
 template <class V>
@@ -15,32 +17,32 @@ constexpr bool is_floating_v = std::is_floating_point_v<typename V::lane>;
 
 struct Add {
   template <class V>
-  static V apply(V a, V b) {
+  static IE_BOTH V apply(V a, V b) {
     return a + b;
   }
 };
 struct Sub {
   template <class V>
-  static V apply(V a, V b) {
+  static IE_BOTH V apply(V a, V b) {
     return a - b;
   }
 };
 struct Mul {
   template <class V>
-  static V apply(V a, V b) {
+  static IE_BOTH V apply(V a, V b) {
     return a * b;
   }
 };
 struct Div {
   template <class V>
-  static V apply(V a, V b) {
+  static IE_BOTH V apply(V a, V b) {
     return a / b;
   }
 };
 // a + b * alpha, fused where torch fuses it.
 struct AddScaled {
   template <class V>
-  static V apply(V a, V b, V alpha) {
+  static IE_BOTH V apply(V a, V b, V alpha) {
     return fma(b, alpha, a);
   }
 };
@@ -49,27 +51,27 @@ struct AddScaled {
 // as a number it is a fill_ of NaN, in a tensor it is Maximum's business.
 struct ClampMin {
   template <class V>
-  static V apply(V a, V lo) {
+  static IE_BOTH V apply(V a, V lo) {
     return max(lo, a);
   }
 };
 struct ClampMax {
   template <class V>
-  static V apply(V a, V hi) {
+  static IE_BOTH V apply(V a, V hi) {
     return min(hi, a);
   }
 };
 // The upper bound wins where the two cross, as in torch.
 struct Clamp {
   template <class V>
-  static V apply(V a, V lo, V hi) {
+  static IE_BOTH V apply(V a, V lo, V hi) {
     return min(hi, max(lo, a));
   }
 };
 // NaN on either side gives NaN; the second operand wins a tie of zeros, as in torch's vector loops.
 struct Maximum {
   template <class V>
-  static V apply(V a, V b) {
+  static IE_BOTH V apply(V a, V b) {
     if constexpr (is_floating_v<V>) {
       return select(a != a, a, max(a, b));
     } else {
@@ -79,7 +81,7 @@ struct Maximum {
 };
 struct Minimum {
   template <class V>
-  static V apply(V a, V b) {
+  static IE_BOTH V apply(V a, V b) {
     if constexpr (is_floating_v<V>) {
       return select(a != a, a, min(a, b));
     } else {
@@ -90,13 +92,13 @@ struct Minimum {
 // Clamp with bounds from tensors, whose NaN reaches the result.
 struct ClampBetween {
   template <class V>
-  static V apply(V a, V lo, V hi) {
+  static IE_BOTH V apply(V a, V lo, V hi) {
     return Minimum::apply(Maximum::apply(a, lo), hi);
   }
 };
 struct Relu {
   template <class V>
-  static V apply(V a) {
+  static IE_BOTH V apply(V a) {
     return max(V(0), a);
   }
 };
@@ -105,7 +107,7 @@ struct Relu {
 #define IE_UNARY(NAME, EXPRESSION) \
   struct NAME {                    \
     template <class V>             \
-    static V apply(V a) {          \
+    static IE_BOTH V apply(V a) {  \
       return EXPRESSION;           \
     }                              \
   };
@@ -140,28 +142,28 @@ IE_UNARY(GeluTanh, gelu_tanh(a))
 // Those that only touch the sign have a form on the bits of 16-bit floats.
 struct Neg {
   template <class V>
-  static V apply(V a) {
+  static IE_BOTH V apply(V a) {
     return -a;
   }
   template <class V>
-  static V apply_bits(V h) {
+  static IE_BOTH V apply_bits(V h) {
     return h ^ V(0x8000);
   }
 };
 struct Abs {
   template <class V>
-  static V apply(V a) {
+  static IE_BOTH V apply(V a) {
     return abs(a);
   }
   template <class V>
-  static V apply_bits(V h) {
+  static IE_BOTH V apply_bits(V h) {
     return h & V(0x7fff);
   }
 };
 // 0 for NaN and for either zero.
 struct Sign {
   template <class V>
-  static V apply(V a) {
+  static IE_BOTH V apply(V a) {
     using T = typename V::lane;
     const V zero(T(0)), one(T(1));
     const V positive = select(a > zero, one, zero);
@@ -175,13 +177,13 @@ struct Sign {
 // To b's power of ten: rint(a * 10^n) / 10^n, and for whole tens rint(a / 10^n) * 10^n.
 struct RoundPlaces {
   template <class V>
-  static V apply(V a, V power) {
+  static IE_BOTH V apply(V a, V power) {
     return rint(a * power) / power;
   }
 };
 struct RoundTens {
   template <class V>
-  static V apply(V a, V power) {
+  static IE_BOTH V apply(V a, V power) {
     return rint(a / power) * power;
   }
 };
@@ -189,7 +191,7 @@ struct RoundTens {
 // Float: math.h. Integers: by squaring, modulo 2^bits; a negative exponent gives 0 but for bases 1 and -1.
 struct Pow {
   template <class V>
-  static V apply(V a, V b) {
+  static IE_BOTH V apply(V a, V b) {
     if constexpr (is_floating_v<V>) {
       return pow(a, b);
     } else {
@@ -216,14 +218,14 @@ struct Pow {
 // Integer quotients. A divisor of zero is refused before any kernel runs; the guard keeps padded lanes from
 // trapping, as it does for the one quotient that overflows, MIN / -1, which wraps to MIN.
 template <class V>
-V safe_divisor(V b) {
+IE_BOTH V safe_divisor(V b) {
   using T = typename V::lane;
   auto bad = b == V(T(0));
   if constexpr (std::is_signed_v<T>) bad = bad | (b == V(T(-1)));
   return select(bad, V(T(1)), b);
 }
 template <class V>
-V integer_quotient(V a, V b) {
+IE_BOTH V integer_quotient(V a, V b) {
   using T = typename V::lane;
   V q = quotient(a, safe_divisor(b));
   if constexpr (std::is_signed_v<T>) q = select(b == V(T(-1)), V(T(0)) - a, q);
@@ -231,7 +233,7 @@ V integer_quotient(V a, V b) {
 }
 struct DivTrunc {
   template <class V>
-  static V apply(V a, V b) {
+  static IE_BOTH V apply(V a, V b) {
     if constexpr (is_floating_v<V>) {
       return trunc(a / b);
     } else {
@@ -242,7 +244,7 @@ struct DivTrunc {
 // Python's floor division, as torch computes it: from the exact remainder, so that floor_divide(1, 0.1) is 9.
 struct DivFloor {
   template <class V>
-  static V apply(V a, V b) {
+  static IE_BOTH V apply(V a, V b) {
     using T = typename V::lane;
     const V zero(T(0)), one(T(1));
     if constexpr (is_floating_v<V>) {
@@ -270,7 +272,7 @@ struct DivFloor {
 // remainder of a division by -1 is 0.
 struct Fmod {
   template <class V>
-  static V apply(V a, V b) {
+  static IE_BOTH V apply(V a, V b) {
     if constexpr (is_floating_v<V>) {
       return fmod(a, b);
     } else {
@@ -280,7 +282,7 @@ struct Fmod {
 };
 struct Remainder {
   template <class V>
-  static V apply(V a, V b) {
+  static IE_BOTH V apply(V a, V b) {
     using T = typename V::lane;
     const V mod = Fmod::apply(a, b), zero(T(0));
     if constexpr (std::is_signed_v<T>) {
@@ -294,20 +296,20 @@ struct Remainder {
 // Fused where torch's are: its addcmul and lerp round once, its addcdiv does not.
 struct Addcmul {
   template <class V>
-  static V apply(V a, V b, V c, V value) {
+  static IE_BOTH V apply(V a, V b, V c, V value) {
     return fma(value * b, c, a);
   }
 };
 struct Addcdiv {
   template <class V>
-  static V apply(V a, V b, V c, V value) {
+  static IE_BOTH V apply(V a, V b, V c, V value) {
     return a + value * b / c;
   }
 };
 // From the nearer end, so that weight 1 gives `end` itself.
 struct Lerp {
   template <class V>
-  static V apply(V a, V end, V weight) {
+  static IE_BOTH V apply(V a, V end, V weight) {
     using T = typename V::lane;
     const auto near = abs(weight) < V(T(0.5));
     return fma(select(near, weight, weight - V(T(1))), end - a, select(near, a, end));
@@ -318,7 +320,7 @@ struct Lerp {
 #define IE_COMPARISON(NAME, OP)                \
   struct NAME {                                \
     template <class V>                         \
-    static V apply(V a, V b) {                 \
+    static IE_BOTH V apply(V a, V b) {         \
       using T = typename V::lane;              \
       return select(a OP b, V(T(1)), V(T(0))); \
     }                                          \
@@ -334,34 +336,34 @@ IE_COMPARISON(GreaterEqual, >=)
 // The mask is true where it is not zero. On the bits of 16-bit floats, so that a NaN keeps its own.
 struct MaskedFill {
   template <class V>
-  static V apply(V a, V mask, V value) {
+  static IE_BOTH V apply(V a, V mask, V value) {
     return select(mask != V(typename V::lane(0)), value, a);
   }
   template <class V>
-  static V apply_bits(V a, V mask, V value) {
+  static IE_BOTH V apply_bits(V a, V mask, V value) {
     return apply(a, mask, value);
   }
 };
 struct Where {
   template <class V>
-  static V apply(V a, V mask, V other) {
+  static IE_BOTH V apply(V a, V mask, V other) {
     return select(mask != V(typename V::lane(0)), a, other);
   }
   template <class V>
-  static V apply_bits(V a, V mask, V other) {
+  static IE_BOTH V apply_bits(V a, V mask, V other) {
     return apply(a, mask, other);
   }
 };
 // Dropout: what is dropped is multiplied by 0, so that NaN and inf leave a NaN, as in torch.
 struct Drop {
   template <class V>
-  static V apply(V a, V draw, V threshold, V scale) {
+  static IE_BOTH V apply(V a, V draw, V threshold, V scale) {
     return a * select(draw >= threshold, scale, V(0));
   }
 };
 struct NanToNum {
   template <class V>
-  static V apply(V a, V nan, V posinf, V neginf) {
+  static IE_BOTH V apply(V a, V nan, V posinf, V neginf) {
     const V inf(std::numeric_limits<typename V::lane>::infinity());
     return select(a != a, nan, select(a == inf, posinf, select(a == -inf, neginf, a)));
   }
@@ -369,13 +371,13 @@ struct NanToNum {
 // + and * of bool tensors, on bytes of which any that is not zero counts as true.
 struct LogicalOr {
   template <class V>
-  static V apply(V a, V b) {
+  static IE_BOTH V apply(V a, V b) {
     return select((a | b) != V(0), V(1), V(0));
   }
 };
 struct LogicalAnd {
   template <class V>
-  static V apply(V a, V b) {
+  static IE_BOTH V apply(V a, V b) {
     return select((a != V(0)) & (b != V(0)), V(1), V(0));
   }
 };
@@ -383,38 +385,38 @@ struct LogicalAnd {
 // Activations. NaN stays NaN, as comparisons and the order of max and min have it.
 struct Threshold {
   template <class V>
-  static V apply(V a, V threshold, V value) {
+  static IE_BOTH V apply(V a, V threshold, V value) {
     return select(a <= threshold, value, a);
   }
 };
 struct LeakyRelu {
   template <class V>
-  static V apply(V a, V slope) {
+  static IE_BOTH V apply(V a, V slope) {
     return select(a > V(0), a, a * slope);
   }
 };
 struct Hardsigmoid {
   template <class V>
-  static V apply(V a) {
+  static IE_BOTH V apply(V a) {
     return sixth(min(V(6), max(V(0), a + V(3))));
   }
 };
 struct Hardswish {
   template <class V>
-  static V apply(V a) {
+  static IE_BOTH V apply(V a) {
     return a * min(V(6), max(V(0), a + V(3))) / V(6);
   }
 };
 // b and c are the factors of the negative and of the positive side, d that of the exponent.
 struct Elu {
   template <class V>
-  static V apply(V a, V negative, V positive, V input) {
+  static IE_BOTH V apply(V a, V negative, V positive, V input) {
     return select(a > V(0), a * positive, expm1(a * input) * negative);
   }
 };
 struct Softplus {
   template <class V>
-  static V apply(V a, V beta, V threshold) {
+  static IE_BOTH V apply(V a, V beta, V threshold) {
     return softplus(a, beta, threshold);
   }
 };

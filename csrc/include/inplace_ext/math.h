@@ -37,7 +37,7 @@ IE_INLINE V polynomial(V x, const T (&c)[Size]) {
 template <int First, class V, class T, int Size>
 IE_INLINE V horner(V x, const T (&c)[Size]) {
   V r(c[Size - 1]);
-#pragma GCC unroll 32
+  IE_UNROLL(32)
   for (int i = Size - 2; i >= First; --i) r = fma(r, x, V(c[i]));
   return r;
 }
@@ -47,7 +47,7 @@ IE_INLINE V horner(V x, const T (&c)[Size]) {
 template <class V, class I, class T, int Rows, int Size>
 IE_INLINE V piece(V d, I index, const T (&c)[Rows][Size], int degree, V first) {
   V r = lookup(c[degree], index);
-#pragma GCC unroll 16
+  IE_UNROLL(16)
   for (int i = degree - 1; i > 0; --i) r = fma(r, d, lookup(c[i], index));
   return fma(r, d, first);
 }
@@ -236,7 +236,7 @@ IE_INLINE Mask<sizeof(T)> is_integer(Vec<T> ay) {
 // The cases of C99's pow outside positive normal x and finite y. r = |x|^y where both are finite and x is not
 // zero, anything elsewhere.
 template <class T>
-__attribute__((noinline)) Vec<T> pow_special(Vec<T> x, Vec<T> y, Vec<T> r) {
+IE_OUTLINE Vec<T> pow_special(Vec<T> x, Vec<T> y, Vec<T> r) {
   using I = typename format<T>::bits;
   const Vec<T> zero(T(0)), one(T(1)), inf(std::numeric_limits<T>::infinity());
   const Vec<T> ax = abs(x), ay = abs(y);
@@ -389,7 +389,7 @@ struct LogRow {
 IE_INLINE LogRow log_rows(Vec<int64_t> index) {
   double hi[Vec<double>::N], lo[Vec<double>::N];
   for (int i = 0; i < Vec<double>::N; ++i) {
-    const double* row = tables::kLogTable[index.v[i]];
+    const double* row = tables::kLogTable[lane(index, i)];
     hi[i] = row[0];
     lo[i] = row[1];
   }

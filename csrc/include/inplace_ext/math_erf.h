@@ -75,7 +75,7 @@ namespace math {
 
 // x P(X <= x) for x <= -4: x e^(-a^2/2) Q(a) with a = -x and Q in pieces; what a^2 loses goes into the
 // exponent, which is applied last, so that a small result keeps its bits.
-__attribute__((noinline)) inline Vec<float> gelu_tail(Vec<float> x) {
+IE_OUTLINE Vec<float> gelu_tail(Vec<float> x) {
   using V = Vec<float>;
   constexpr const auto& kPieces = tables::kMillsPiecesF;
   const V a = min(V(14.6f), max(V(4.f), -x)), half = a * V(-0.5f), square = half * a;

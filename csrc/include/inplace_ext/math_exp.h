@@ -252,14 +252,14 @@ IE_INLINE Vec<T> ordinary_exp(Vec<T> x) {
 
 // Any x; by e^-|x|, so that nothing overflows.
 template <class T>
-__attribute__((noinline)) Vec<T> sigmoid_special(Vec<T> x) {
+IE_OUTLINE Vec<T> sigmoid_special(Vec<T> x) {
   const Logistic<T> f(x);
   return fma(f.remainder, f.inverse, f.q);
 }
 // Any x. Far down, where the result is x e^x, the exponent is applied last, so that a small result keeps its
 // bits. NaN for -inf, as -inf times 0.
 template <class T>
-__attribute__((noinline)) Vec<T> silu_special(Vec<T> x) {
+IE_OUTLINE Vec<T> silu_special(Vec<T> x) {
   using L = exp_limits<T>;
   const Logistic<T> f(x);
   const Vec<T> bounded = max(Vec<T>(L::kUnderflow - T(10)), x);

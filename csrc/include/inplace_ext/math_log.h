@@ -44,7 +44,7 @@ IE_INLINE Vec<T> log_of(Vec<T> k, Vec<T> f, const Base<T>& base, bool natural) {
 
 // Lanes that are not positive and normal: -inf for 0, NaN below it, inf and NaN as they are.
 template <class T>
-__attribute__((noinline)) Vec<T> log_special(Vec<T> x, Vec<T> r) {
+IE_OUTLINE Vec<T> log_special(Vec<T> x, Vec<T> r) {
   const Vec<T> zero(T(0)), inf(std::numeric_limits<T>::infinity());
   r = select(x == zero, -inf, r);
   r = select(x < zero, Vec<T>(std::numeric_limits<T>::quiet_NaN()), r);
@@ -105,25 +105,34 @@ IE_INLINE Vec<T> log_base(Vec<T> x, const Base<T>& base, bool natural) {
   return r;
 }
 
+// Functions, since the device has no constants of class type.
 template <class T>
 struct bases;
 template <>
 struct bases<float> {
-  static constexpr Base<float> kE{tables::kLn2HiF,     tables::kLn2LoF,   1.f, 0.f,
-                                  tables::kLogPiecesF, tables::kLogPieceF};
-  static constexpr Base<float> kTwo{
-      1.f, 0.f, tables::kLog2eHiF, tables::kLog2eLoF, tables::kLog2PiecesF, tables::kLog2PieceF};
-  static constexpr Base<float> kTen{tables::kLog10Of2HiF, tables::kLog10Of2LoF,  tables::kLog10eHiF,
-                                    tables::kLog10eLoF,   tables::kLog10PiecesF, tables::kLog10PieceF};
+  static IE_BOTH constexpr Base<float> e() {
+    return {tables::kLn2HiF, tables::kLn2LoF, 1.f, 0.f, tables::kLogPiecesF, tables::kLogPieceF};
+  }
+  static IE_BOTH constexpr Base<float> two() {
+    return {1.f, 0.f, tables::kLog2eHiF, tables::kLog2eLoF, tables::kLog2PiecesF, tables::kLog2PieceF};
+  }
+  static IE_BOTH constexpr Base<float> ten() {
+    return {tables::kLog10Of2HiF, tables::kLog10Of2LoF,  tables::kLog10eHiF,
+            tables::kLog10eLoF,   tables::kLog10PiecesF, tables::kLog10PieceF};
+  }
 };
 template <>
 struct bases<double> {
-  static constexpr Base<double> kE{tables::kLn2Hi,     tables::kLn2Lo,   1., 0.,
-                                   tables::kLogPieces, tables::kLogPiece};
-  static constexpr Base<double> kTwo{
-      1., 0., tables::kLog2eHi, tables::kLog2eLo, tables::kLog2Pieces, tables::kLog2Piece};
-  static constexpr Base<double> kTen{tables::kLog10Of2Hi, tables::kLog10Of2Lo,  tables::kLog10eHi,
-                                     tables::kLog10eLo,   tables::kLog10Pieces, tables::kLog10Piece};
+  static IE_BOTH constexpr Base<double> e() {
+    return {tables::kLn2Hi, tables::kLn2Lo, 1., 0., tables::kLogPieces, tables::kLogPiece};
+  }
+  static IE_BOTH constexpr Base<double> two() {
+    return {1., 0., tables::kLog2eHi, tables::kLog2eLo, tables::kLog2Pieces, tables::kLog2Piece};
+  }
+  static IE_BOTH constexpr Base<double> ten() {
+    return {tables::kLog10Of2Hi, tables::kLog10Of2Lo,  tables::kLog10eHi,
+            tables::kLog10eLo,   tables::kLog10Pieces, tables::kLog10Piece};
+  }
 };
 
 } // namespace math
@@ -132,15 +141,15 @@ struct bases<double> {
 // straight through; the others are repaired in a branch.
 template <class T>
 IE_INLINE Vec<T> log(Vec<T> x) {
-  return math::log_base(x, math::bases<T>::kE, true);
+  return math::log_base(x, math::bases<T>::e(), true);
 }
 template <class T>
 IE_INLINE Vec<T> log2(Vec<T> x) {
-  return math::log_base(x, math::bases<T>::kTwo, false);
+  return math::log_base(x, math::bases<T>::two(), false);
 }
 template <class T>
 IE_INLINE Vec<T> log10(Vec<T> x) {
-  return math::log_base(x, math::bases<T>::kTen, false);
+  return math::log_base(x, math::bases<T>::ten(), false);
 }
 
 // log(1 + x): as log(u), u = 1 + x rounded, with what the sum lost added to f in its scale.
@@ -156,7 +165,7 @@ IE_INLINE Vec<T> log1p(Vec<T> x) {
   const Vec<I> field(static_cast<I>(~((I(1) << F::kMantissa) - 1)));
   const Vec<T> power = max(zero, bitcast<T>(bitcast<I>(one) - (split.shifted & field)));
   const Vec<T> f = fma(lost, power, split.z - one);
-  Vec<T> r = math::log_of(math::exponent_of(split), f, math::bases<T>::kE, true);
+  Vec<T> r = math::log_of(math::exponent_of(split), f, math::bases<T>::e(), true);
   r = copysign(r, x); // for -0.0
   if (__builtin_expect(special, 0)) return math::log_special(u, r);
   return r;

@@ -55,7 +55,7 @@ IE_INLINE Vec<T> sin_or_cos(Vec<T> x) {
 // The same in double arithmetic for floats: beyond the limit, and where products round. The parts of pi/2 are
 // short enough for exact products up to 2^24.
 template <bool Cosine>
-__attribute__((noinline)) Vec<float> sin_or_cos_wide(Vec<float> x) {
+IE_OUTLINE Vec<float> sin_or_cos_wide(Vec<float> x) {
   const Both wide(widen(x)), round(format<double>::kRound), one(1.);
   const Both n = (wide * Both(tables::kTwoOverPi) + round) - round;
   Both r = wide;

@@ -11,8 +11,13 @@
 namespace inplace_ext {
 namespace philox {
 
-constexpr uint32_t kMultiplier[2] = {0xd2511f53, 0xcd9e8d57};
-constexpr uint32_t kStep[2] = {0x9e3779b9, 0xbb67ae85};
+// Functions, not arrays: device code cannot read an array of the host, and nvcc would not say so.
+constexpr uint32_t multiplier(int i) {
+  return i == 0 ? 0xd2511f53 : 0xcd9e8d57;
+}
+constexpr uint32_t step(int i) {
+  return i == 0 ? 0x9e3779b9 : 0xbb67ae85;
+}
 constexpr int kRounds = 10;
 
 constexpr uint64_t low_product(uint64_t a, uint64_t m) {
@@ -31,7 +36,7 @@ struct Keys {
     for (int r = 0; r < kRounds; ++r) {
       for (int i = 0; i < 2; ++i) {
         word[r][i] = W(uint64_t{k[i]});
-        k[i] += kStep[i];
+        k[i] += step(i);
       }
     }
   }
@@ -52,7 +57,7 @@ constexpr Block<W> mix(const Block<W>& c, const W* key, W m0, W m1) {
 // The block of a counter.
 constexpr Block<uint64_t> block(Block<uint64_t> c, uint64_t seed) {
   const Keys<uint64_t> keys(seed);
-  for (int r = 0; r < kRounds; ++r) c = mix<uint64_t>(c, keys.word[r], kMultiplier[0], kMultiplier[1]);
+  for (int r = 0; r < kRounds; ++r) c = mix<uint64_t>(c, keys.word[r], multiplier(0), multiplier(1));
   for (uint64_t& w : c.word) w &= 0xffffffff;
   return c;
 }

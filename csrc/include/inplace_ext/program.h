@@ -129,8 +129,74 @@ struct Dropout {
   }
 };
 
+// What is done at the places that an index or a mask says.
+enum class Put : uint8_t { fill, copy, add };
+
+constexpr int kMaxIndices = 4;
+// A tensor of indices, each checked to be in [-length, length).
+struct Index {
+  const char* data;
+  bool wide;              // int64, else int32
+  int64_t length, stride; // of the dim of x that it is for; stride in bytes
+  int64_t step[kMaxDims]; // bytes
+};
+
+// Which part of the work is a thread's own: where the first index is in its range, or a range of a dim along
+// which no place of x comes twice.
+constexpr int kByDestination = -1;
+
+// x[.., index, ..] = source, or value, or x + alpha * source. The dims are those of the indices and those of
+// x beside them in one list, dim 0 the innermost: along the former only the indices say where x is, and
+// `step` is 0. Dims of the former kind keep their order.
+struct Indexed {
+  Put put;
+  DType dtype; // of x and source
+  bool scaled; // `scalar` is alpha
+  bool rows;   // no index moves along dim 0
+  char* data;
+  const char* source;
+  Scalar scalar; // in the form of the moves for fill, of the compute type for add
+  int dims;      // at least 1, with rows 2
+  int64_t size[kMaxDims], step[kMaxDims], source_step[kMaxDims]; // steps in bytes
+  int indices;
+  Index index[kMaxIndices];
+  int shared; // the dim, or kByDestination, whose range is shared among threads
+};
+
+// The same where a mask is true; what is copied comes from the source in order. The dims are those of the
+// mask, in the order in which the source is taken.
+struct Masked {
+  Put put;
+  DType dtype;
+  char* data;
+  const char* mask;
+  const char* source;
+  Scalar scalar;
+  int64_t row;          // elements side by side in x for one of the mask
+  int64_t source_step;  // bytes from the source of one to that of the next
+  int64_t source_inner; // within a row: of neighbours, or 0
+  int dims;             // at least 1
+  int64_t size[kMaxDims], step[kMaxDims], mask_step[kMaxDims];
+};
+
 // What a norm is made of: the sum of the squares or of the magnitudes, or the largest magnitude.
 enum class Norm : uint8_t { squares, magnitudes, largest };
+
+// Blocks of so many bytes, in `rows` rows of `columns`: block (i, j) of `from` is to become block (j, i) of
+// `to`, which shares no memory with it. Strides are from row to row, in bytes.
+struct Turn {
+  char* to;
+  int64_t to_stride;
+  const char* from;
+  int64_t from_stride;
+  int64_t rows, columns, bytes;
+};
+
+// Blocks of so many bytes, row by row without gaps, to be transposed where they are.
+struct Matrix {
+  char* data;
+  int64_t rows, columns, bytes;
+};
 
 // Which way an execution went; tests ask for it.
 enum class Path : uint8_t {
@@ -149,6 +215,25 @@ enum class Path : uint8_t {
   draws,
   tiled_draws,
   gathered_draws,
+  buffered,
+  tiles,
+  cycles,
+  strips,
+  panels,
+  large_panels,
+  gathered,
+  index_rows,
+  index_elements,
+  mask_blocks,
+  mask_rows,
+  mask_elements,
+  // Programs on the device: all tensors in packs of 16 bytes; so, but with rows apart or broadcast operands;
+  // an element at a time; with 64-bit indices; lists of tensors.
+  flat,
+  strided,
+  across,
+  wide,
+  listed,
 };
 
 // One operation over contiguous arrays of its dtype, a mask in bytes:
@@ -168,7 +253,7 @@ struct OpKernels {
 };
 
 // What a CPU kernel library exports, one library per instruction set.
-constexpr uint32_t kAbiVersion = 7;
+constexpr uint32_t kAbiVersion = 9;
 struct CpuKernels {
   uint32_t abi, table; // kAbiVersion and table_fingerprint() of the build
   int vector_bytes;
@@ -191,6 +276,24 @@ struct CpuKernels {
   void (*set_operation)(int code, const OpKernels&);
   // Of an array of float32 or float64.
   double (*norm_part)(const void* x, DType dtype, int64_t n, Norm norm);
+  // From one place to another.
+  void (*turn)(const Turn&);
+  // Transposes a square in place: units [begin, end) of square_units(); they may run concurrently.
+  int64_t (*square_units)(int64_t side, int64_t bytes);
+  void (*swap_square)(const Matrix&, int64_t begin, int64_t end);
+  // Transposes any matrix in place by moving each block along its cycle, bytes [begin, end) of all blocks;
+  // ranges that do not meet may run concurrently. `leaders` has a bit set for one block of each cycle; where
+  // it is null they are looked for. find_leaders() sets the bits; both arrays are zeros before.
+  void (*find_leaders)(const Matrix&, uint64_t* leaders, uint64_t* seen);
+  void (*move_cycles)(const Matrix&, const uint64_t* leaders, int64_t begin, int64_t end);
+  // Whether n indices, of int64 or int32, are all in [low, high).
+  bool (*in_range)(const void* index, bool wide, int64_t step, int64_t n, int64_t low, int64_t high);
+  // Works on [begin, end) of what is shared; ranges that do not meet may run concurrently.
+  Path (*put_indexed)(const Indexed&, int64_t begin, int64_t end);
+  // True elements among [begin, end) of the mask, in C order.
+  int64_t (*count_mask)(const Masked&, int64_t begin, int64_t end);
+  // Works on elements [begin, end) of the mask, before which `taken` were true.
+  Path (*put_masked)(const Masked&, int64_t begin, int64_t end, int64_t taken);
 };
 
 } // namespace inplace_ext

@@ -1,0 +1,60 @@
+// Tensors on CUDA devices: the kernels, and the one way to launch them. Devices and streams come by c10's
+// interfaces for any device, so that this compiles without CUDA, and the module loads without its libraries.
+#pragma once
+#include <ATen/core/Tensor.h>
+#include <c10/core/DeviceGuard.h>
+#include <c10/core/Stream.h>
+
+#include "inplace_ext/cuda.h"
+#include "tensors.h"
+
+namespace inplace_ext {
+
+// Null where the library of the device's kernels is not loaded.
+extern const CudaKernels* cuda_kernels;
+
+inline bool on_device(const at::Tensor& t) {
+  return t.is_cuda();
+}
+inline bool same_device(const at::Tensor& a, const at::Tensor& b) {
+  return a.device() == b.device();
+}
+
+// What a launch goes to: the device of a tensor, which is the current one meanwhile, and its current stream.
+// Nothing waits for what has been launched.
+class Launch {
+ public:
+  explicit Launch(const at::Tensor& x);
+  const Device& device() const {
+    return device_;
+  }
+  void* stream() const {
+    return stream_;
+  }
+  // Raises what the launch came back with.
+  void check(int error) const;
+
+ private:
+  c10::DeviceGuard guard_;
+  Device device_;
+  void* stream_;
+};
+
+// Runs a program on a space that has elements.
+void run_on_device(const Program& program, const Space& space, const at::Tensor& x);
+void run_list_on_device(const cuda::List& list, const at::Tensor& x);
+void softmax_on_device(const Softmax& call, const at::Tensor& x);
+// `state` holds seed and offset in device memory; where it is undefined those of the call count.
+void dropout_on_device(const Dropout& call, const at::Tensor& state, const at::Tensor& x);
+// Seed and offset in device memory, from a generator of the device, the default one where none is given; good
+// while a CUDA graph is captured, of which each replay draws others.
+at::Tensor draw_state(const at::Tensor& x, const std::optional<at::Generator>& generator);
+
+// Whether clip_on_device() takes tensors and order.
+bool takes_clipping(const std::vector<at::Tensor>& tensors, double order);
+// Scales the tensors, all on one device, so that their norm together is at most `most`; the norm as a tensor,
+// or with `look` an undefined one where it is not finite, nothing being scaled then. Looking waits for the
+// device.
+at::Tensor clip_on_device(const std::vector<at::Tensor>& tensors, double order, double most, bool look);
+
+} // namespace inplace_ext

@@ -1,0 +1,12 @@
+// Tensors whose data is rearranged where it lies.
+#pragma once
+#include <ATen/core/Tensor.h>
+
+namespace inplace_ext {
+
+// Rearranges the data of a plain tensor and gives it the strides of a contiguous one, or of one in
+// channels_last, which has four or five dims. False, and nothing done, where the kernels do not take it;
+// throws where elements of x share memory. Who else reads the storage is the caller's affair.
+bool rearrange(const at::Tensor& x, bool channels_last);
+
+} // namespace inplace_ext

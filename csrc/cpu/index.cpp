@@ -1,0 +1,561 @@
+// Writing where an index or a mask says: rows and elements that are filled, copied or added.
+//
+// The points of one destination are visited in their own order, whatever the order of the other dims, so that
+// of several copies to one place the last stays, and sums are taken in the order of the index.
+#include <algorithm>
+
+#include "rows.h"
+
+namespace inplace_ext {
+namespace {
+
+// Points whose destinations are computed together.
+constexpr int kPoints = 256;
+// How many points ahead the memory of a destination is asked for.
+constexpr int kAhead = 16;
+// Elements of a source that is gathered before it is added.
+constexpr int64_t kGathered = 512;
+
+// Calls f with a word of the size of the elements: fills and copies are the same for all types of a size.
+template <class F>
+void with_word(DType dtype, F f) {
+  switch (item_size(dtype)) {
+    case 1:
+      return f(uint8_t{});
+    case 2:
+      return f(uint16_t{});
+    case 4:
+      return f(uint32_t{});
+    default:
+      return f(uint64_t{});
+  }
+}
+template <class F>
+void with_storage(DType dtype, F f) {
+  switch (dtype) {
+#define INPLACE_EXT_CASE(NAME, STORAGE, COMPUTE) \
+  case DType::NAME:                              \
+    return f(STORAGE{});
+    INPLACE_EXT_FOR_DTYPES(INPLACE_EXT_CASE)
+#undef INPLACE_EXT_CASE
+  }
+}
+template <class T>
+IE_INLINE T read(const char* p) {
+  T v;
+  std::memcpy(&v, p, sizeof(v));
+  return v;
+}
+template <class T>
+IE_INLINE void write(char* p, T v) {
+  std::memcpy(p, &v, sizeof(v));
+}
+
+// ---- additions of one element -----------------------------------------------------------------------------
+
+template <class S>
+IE_INLINE ComputeOf<S> read_compute(const char* p) {
+  if constexpr (is_half_v<S>) {
+    return from_bits(half_bits{read<uint16_t>(p)}, S{}).v[0];
+  } else if constexpr (std::is_same_v<S, bool_t>) {
+    return read<uint8_t>(p) != 0;
+  } else {
+    return read<S>(p);
+  }
+}
+template <class S>
+IE_INLINE void write_compute(char* p, ComputeOf<S> v) {
+  if constexpr (is_half_v<S>) {
+    write<uint16_t>(p, to_bits(Vec<float>(v), S{})[0]);
+  } else {
+    write(p, v);
+  }
+}
+// The loops for rows add the same way: fused where they are, rounded once for 16-bit floats.
+template <class S>
+struct Adder {
+  using C = ComputeOf<S>;
+  C alpha;
+  bool scaled;
+  explicit Adder(const Indexed& call) : alpha(scalar_as<C>(call.scalar)), scaled(call.scaled) {}
+  IE_INLINE void operator()(char* x, const char* source) const {
+    const C a = read_compute<S>(x), b = read_compute<S>(source);
+    if constexpr (std::is_same_v<S, bool_t>) {
+      write_compute<S>(x, static_cast<C>(a | b));
+    } else if constexpr (std::is_floating_point_v<C> && kHasFma) {
+      write_compute<S>(x, scaled ? std::fma(b, alpha, a) : a + b);
+    } else {
+      write_compute<S>(x, static_cast<C>(scaled ? a + b * alpha : a + b));
+    }
+  }
+};
+
+// ---- destinations -----------------------------------------------------------------------------------------
+
+// Where a line of points lies: its first point in x and in the source, and its first index of each tensor.
+struct Line {
+  char* data;
+  const char* source;
+  const char* index[kMaxIndices];
+};
+
+template <class I>
+IE_INLINE void add_offsets(const Index& index, const char* p, int64_t step, int64_t n, int64_t* offset) {
+  const auto add = [&](int64_t i, int64_t at) __attribute__((always_inline)) {
+    offset[i] += (at + (at < 0 ? index.length : 0)) * index.stride;
+  };
+  if (step == sizeof(I)) {
+    for (int64_t i = 0; i < n; ++i) add(i, read<I>(p + i * static_cast<int64_t>(sizeof(I))));
+  } else {
+    for (int64_t i = 0; i < n; ++i) add(i, read<I>(p + i * step));
+  }
+}
+// Bytes from line.data to the destinations of n points of dim d, from `first` on.
+void compute_offsets(const Indexed& call, const Line& line, int d, int64_t first, int64_t n,
+                     int64_t* offset) {
+  for (int64_t i = 0; i < n; ++i) offset[i] = (first + i) * call.step[d];
+  for (int k = 0; k < call.indices; ++k) {
+    const Index& index = call.index[k];
+    const char* const p = line.index[k] + first * index.step[d];
+    index.wide ? add_offsets<int64_t>(index, p, index.step[d], n, offset)
+               : add_offsets<int32_t>(index, p, index.step[d], n, offset);
+  }
+}
+// The points among them whose first index is in [begin, end), in order; returns their number.
+int64_t choose(const Indexed& call, const Line& line, int d, int64_t first, int64_t n, int64_t begin,
+               int64_t end, int32_t* chosen) {
+  const Index& index = call.index[0];
+  int64_t count = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const char* const p = line.index[0] + (first + i) * index.step[d];
+    int64_t at = index.wide ? read<int64_t>(p) : read<int32_t>(p);
+    at += at < 0 ? index.length : 0;
+    chosen[count] = static_cast<int32_t>(i);
+    count += at >= begin && at < end;
+  }
+  return count;
+}
+
+bool shares_places(const Indexed& call, int64_t begin, int64_t end) {
+  return call.shared == kByDestination && !(begin == 0 && end == call.index[0].length);
+}
+
+// Calls f(destination, source) for the points of dim d of a line that are this thread's.
+template <class F>
+IE_INLINE void for_points(const Indexed& call, const Line& line, int d, int64_t begin, int64_t end, F f) {
+  const bool some = shares_places(call, begin, end);
+  int64_t offset[kPoints];
+  int32_t chosen[kPoints];
+  for (int64_t first = 0; first < call.size[d]; first += kPoints) {
+    const int64_t n = std::min<int64_t>(kPoints, call.size[d] - first);
+    const char* const source = line.source + first * call.source_step[d];
+    compute_offsets(call, line, d, first, n, offset);
+    const int64_t count = some ? choose(call, line, d, first, n, begin, end, chosen) : n;
+    for (int64_t j = 0; j < count; ++j) {
+      const int64_t i = some ? chosen[j] : j;
+      if (j + kAhead < count) {
+        const int64_t next = some ? chosen[j + kAhead] : j + kAhead;
+        __builtin_prefetch(line.data + offset[next], 1);
+      }
+      f(line.data + offset[i], source + i * call.source_step[d]);
+    }
+  }
+}
+// The same for elements with one index, all of them this thread's: what comes between two stores counts.
+template <class I, class F>
+IE_INLINE void for_elements(const Indexed& call, const Line& line, F f) {
+  const Index& index = call.index[0];
+  const int64_t n = call.size[0], step = call.step[0], source_step = call.source_step[0];
+  const int64_t index_step = index.step[0], length = index.length, stride = index.stride;
+  char* x = line.data;
+  const char *source = line.source, *p = line.index[0];
+  for (int64_t i = 0; i < n; ++i, x += step, source += source_step, p += index_step) {
+    const int64_t at = read<I>(p);
+    f(x + (at + (at < 0 ? length : 0)) * stride, source);
+  }
+}
+
+// Calls f(line) for each index of the dims from `from` on.
+template <class F>
+void for_lines(const Indexed& call, int from, F f) {
+  const int dims = call.dims - from;
+  if (dims < 0 || dims > kMaxDims) __builtin_unreachable(); // GCC 12 warns of an overflow otherwise
+  Line line{call.data, call.source, {}};
+  for (int k = 0; k < call.indices; ++k) line.index[k] = call.index[k].data;
+  int64_t lines = 1;
+  for (int d = from; d < call.dims; ++d) lines *= call.size[d];
+  const auto move = [&](int d, int64_t n) {
+    line.data += n * call.step[from + d];
+    line.source += n * call.source_step[from + d];
+    for (int k = 0; k < call.indices; ++k) line.index[k] += n * call.index[k].step[from + d];
+  };
+  Cursor cursor(call.size + from, dims, 0, move);
+  for (int64_t i = 0; i < lines; ++i) {
+    f(line);
+    if (i + 1 < lines) cursor.advance(1, move);
+  }
+}
+
+// ---- elements ---------------------------------------------------------------------------------------------
+
+void put_elements(const Indexed& call, int64_t begin, int64_t end) {
+  const bool simple = call.indices == 1 && !shares_places(call, begin, end);
+  const auto run = [&](auto put) {
+    for_lines(call, 1, [&](const Line& line) {
+      if (!simple) {
+        for_points(call, line, 0, begin, end, put);
+      } else if (call.index[0].wide) {
+        for_elements<int64_t>(call, line, put);
+      } else {
+        for_elements<int32_t>(call, line, put);
+      }
+    });
+  };
+  if (call.put == Put::add) {
+    with_storage(call.dtype, [&](auto s) { run(Adder<decltype(s)>(call)); });
+  } else {
+    with_word(call.dtype, [&](auto word) {
+      using W = decltype(word);
+      if (call.put == Put::fill) {
+        W value;
+        fill(&value, call.dtype, call.scalar, 1);
+        run([value](char* x, const char*) __attribute__((always_inline)) { write(x, value); });
+      } else {
+        run([](char* x, const char* s) __attribute__((always_inline)) { write(x, read<W>(s)); });
+      }
+    });
+  }
+}
+
+// ---- rows: dim 0 lies the same way from every point -------------------------------------------------------
+
+// A row of copies of the vector at `pattern`, which holds whole elements.
+IE_INLINE void fill_row(char* x, const char* pattern, int64_t bytes) {
+  if (bytes >= kVectorBytes) {
+    const auto v = Vec<uint8_t>::load(pattern);
+    int64_t i = 0;
+    for (; i + kVectorBytes <= bytes; i += kVectorBytes) v.store(x + i);
+    if (i < bytes) v.store(x + bytes - kVectorBytes); // where it overlaps, it stores the same
+  } else {
+    copy_run(x, pattern, bytes);
+  }
+}
+// Rows of this many bytes are left to memcpy.
+constexpr int64_t kLongRow = 2048;
+IE_INLINE void copy_row(char* x, const char* source, int64_t bytes) {
+  if (bytes >= kLongRow) {
+    std::memcpy(x, source, bytes);
+  } else {
+    copy_run(x, source, bytes);
+  }
+}
+
+// n elements with steps between them.
+template <class W>
+void copy_strided(char* x, int64_t step, const char* source, int64_t source_step, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) write(x + i * step, read<W>(source + i * source_step));
+}
+
+class RowAdder {
+ public:
+  explicit RowAdder(const Indexed& call)
+      : call_(call),
+        item_(item_size(call.dtype)),
+        loop_(kernel_tables().loop[static_cast<int>(call.scaled               ? Op::add_scaled
+                                                    : call.dtype == DType::b8 ? Op::logical_or
+                                                                              : Op::add_)]
+                                  [static_cast<int>(call.dtype)][call.scaled ? kScalarC : kTensorOperands]) {}
+  void operator()(char* x, const char* source) const {
+    const int64_t n = call_.size[0], source_step = call_.source_step[0];
+    const Scalar scalar[3] = {call_.scalar, call_.scalar, call_.scalar};
+    if (source_step == item_) return loop_(x, source, nullptr, scalar, n);
+    alignas(64) char row[kGathered * kMaxItem];
+    for (int64_t i = 0; i < n; i += kGathered) {
+      const int64_t m = std::min(kGathered, n - i);
+      with_word(call_.dtype, [&](auto word) {
+        copy_strided<decltype(word)>(row, item_, source + i * source_step, source_step, m);
+      });
+      loop_(x + i * item_, row, nullptr, scalar, m);
+    }
+  }
+
+ private:
+  static constexpr int kMaxItem = 8;
+  const Indexed& call_;
+  const int64_t item_;
+  const LoopFn loop_;
+};
+
+void put_rows(const Indexed& call, int64_t begin, int64_t end) {
+  const auto run = [&](auto put) {
+    for_lines(call, 2, [&](const Line& line) { for_points(call, line, 1, begin, end, put); });
+  };
+  const int64_t item = item_size(call.dtype), n = call.size[0], step = call.step[0];
+  const int64_t source_step = call.source_step[0], bytes = n * item;
+  if (call.put == Put::add) {
+    if (step == item) return run(RowAdder(call));
+    return with_storage(call.dtype, [&](auto s) {
+      const Adder<decltype(s)> add(call);
+      run([&](char* x, const char* source) {
+        for (int64_t i = 0; i < n; ++i) add(x + i * step, source + i * source_step);
+      });
+    });
+  }
+  alignas(64) char value[kVectorBytes];
+  if (call.put == Put::fill) fill(value, call.dtype, call.scalar, kVectorBytes / item);
+  if (step == item && call.put == Put::fill) {
+    run([&](char* x, const char*) { fill_row(x, value, bytes); });
+  } else if (step == item && source_step == item) {
+    run([&](char* x, const char* source) { copy_row(x, source, bytes); });
+  } else if (step == item && source_step == 0) {
+    run([&](char* x, const char* source) { splat(x, call.dtype, source, call.dtype, n); });
+  } else {
+    const bool filling = call.put == Put::fill;
+    with_word(call.dtype, [&](auto word) {
+      run([&](char* x, const char* source) {
+        copy_strided<decltype(word)>(x, step, filling ? value : source, filling ? 0 : source_step, n);
+      });
+    });
+  }
+}
+
+// ---- masks ------------------------------------------------------------------------------------------------
+
+constexpr int kMaskBlock = 64;
+
+// Bit i tells whether byte i of a block of the mask is not 0.
+IE_INLINE uint64_t block_bits(const char* mask) {
+#if defined(INPLACE_EXT_AVX512)
+  const __m512i m = _mm512_loadu_si512(mask);
+  return _mm512_test_epi8_mask(m, m);
+#elif defined(INPLACE_EXT_AVX2)
+  uint64_t bits = 0;
+  for (int i = 0; i < 2; ++i) {
+    const __m256i m = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(mask + 32 * i));
+    const uint32_t zero = _mm256_movemask_epi8(_mm256_cmpeq_epi8(m, _mm256_setzero_si256()));
+    bits |= static_cast<uint64_t>(~zero) << (32 * i);
+  }
+  return bits;
+#elif defined(__SSE2__)
+  uint64_t bits = 0;
+  for (int i = 0; i < 4; ++i) {
+    const __m128i m = _mm_loadu_si128(reinterpret_cast<const __m128i*>(mask + 16 * i));
+    const uint32_t zero = _mm_movemask_epi8(_mm_cmpeq_epi8(m, _mm_setzero_si128()));
+    bits |= static_cast<uint64_t>(~zero & 0xffff) << (16 * i);
+  }
+  return bits;
+#else
+  uint64_t bits = 0;
+  for (int i = 0; i < kMaskBlock; ++i) bits |= static_cast<uint64_t>(mask[i] != 0) << i;
+  return bits;
+#endif
+}
+// The same of n bytes, fewer than a block, with a step between them.
+IE_INLINE uint64_t some_bits(const char* mask, int64_t step, int64_t n) {
+  uint64_t bits = 0;
+  for (int64_t i = 0; i < n; ++i) bits |= static_cast<uint64_t>(mask[i * step] != 0) << i;
+  return bits;
+}
+// Calls f(first, n, bits) for each block of n bytes of a line of the mask.
+template <class F>
+IE_INLINE void for_blocks(const char* mask, int64_t step, int64_t n, F f) {
+  int64_t i = 0;
+  if (step == 1) {
+    for (; i + kMaskBlock <= n; i += kMaskBlock) f(i, kMaskBlock, block_bits(mask + i));
+  }
+  for (; i < n; i += kMaskBlock) {
+    const int64_t m = std::min<int64_t>(kMaskBlock, n - i);
+    f(i, m, some_bits(mask + i * step, step, m));
+  }
+}
+template <class F>
+IE_INLINE void for_bits(uint64_t bits, F f) {
+  for (; bits != 0; bits &= bits - 1) f(__builtin_ctzll(bits));
+}
+
+// Elements of a block that are stored one at a time rather than by reading and writing all of it: each then
+// touches its own line of the cache alone.
+constexpr int kFew = 4;
+
+// x = value where the mask is true, of elements side by side.
+template <class W>
+void fill_block(char* x, const char* mask, int64_t n, uint64_t bits, W value) {
+  if (bits == 0) return;
+  const uint64_t all = n == kMaskBlock ? ~uint64_t(0) : (uint64_t(1) << n) - 1;
+  if (n < kMaskBlock || (bits != all && __builtin_popcountll(bits) <= kFew)) {
+    for_bits(bits, [&](int i) { write(x + i * sizeof(W), value); });
+    return;
+  }
+  using V = Vec<W>;
+  const V v(value);
+  if (bits == all) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kMaskBlock; i += V::N) v.store(x + i * sizeof(W));
+    return;
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < kMaskBlock; i += V::N) {
+    char* const p = x + i * sizeof(W);
+    select(widen_bytes<W>(mask + i) != V(W(0)), v, V::load(p)).store(p);
+  }
+}
+
+// x = the next elements of the source where the mask is true; returns where the source goes on.
+template <class W>
+const char* expand_block(char* x, int64_t n, uint64_t bits, const char* source) {
+#if defined(INPLACE_EXT_AVX512)
+  if constexpr (sizeof(W) >= 4) {
+    constexpr int kLanes = 64 / sizeof(W);
+    constexpr uint64_t kAll = (uint64_t(1) << kLanes) - 1;
+    if (n == kMaskBlock && __builtin_popcountll(bits) > kFew) {
+#pragma GCC unroll 8
+      for (int i = 0; i < kMaskBlock; i += kLanes) {
+        const auto m = static_cast<std::conditional_t<sizeof(W) == 4, __mmask16, __mmask8>>(bits >> i & kAll);
+        char* const p = x + i * sizeof(W);
+        const __m512i old = _mm512_loadu_si512(p);
+        __m512i next;
+        if constexpr (sizeof(W) == 4) {
+          next = _mm512_mask_expandloadu_epi32(old, m, source);
+        } else {
+          next = _mm512_mask_expandloadu_epi64(old, m, source);
+        }
+        _mm512_storeu_si512(p, next);
+        source += __builtin_popcount(m) * sizeof(W);
+      }
+      return source;
+    }
+  }
+#endif
+  (void)n;
+  for_bits(bits, [&](int i) {
+    write(x + i * sizeof(W), read<W>(source));
+    source += sizeof(W);
+  });
+  return source;
+}
+
+// Calls f(x, mask, n) for the parts of lines that elements [begin, end) of the mask make.
+template <class F>
+void for_mask_lines(const Masked& call, int64_t begin, int64_t end, F f) {
+  char* x = call.data;
+  const char* mask = call.mask;
+  const auto move = [&](int d, int64_t n) {
+    x += n * call.step[d];
+    mask += n * call.mask_step[d];
+  };
+  Cursor cursor(call.size, call.dims, begin, move);
+  while (begin < end) {
+    const int64_t n = std::min(cursor.left(), end - begin);
+    f(x, mask, n);
+    begin += n;
+    if (begin < end) cursor.advance(n, move);
+  }
+}
+
+template <class W>
+Path put_masked(const Masked& call, int64_t begin, int64_t end, const char* source) {
+  const int64_t item = sizeof(W), step = call.step[0], mask_step = call.mask_step[0];
+  const int64_t bytes = call.row * item;
+  const bool filling = call.put == Put::fill, flat = call.row == 1 && step == item;
+  alignas(64) char pattern[kVectorBytes] = {};
+  if (filling) fill(pattern, call.dtype, call.scalar, kVectorBytes / item);
+  const W value = read<W>(pattern);
+  const bool expands = flat && !filling && call.source_step == item;
+  for_mask_lines(call, begin, end, [&](char* x, const char* mask, int64_t n) {
+    if (flat && filling && mask_step == 1) {
+      for_blocks(mask, 1, n, [&](int64_t i, int64_t m, uint64_t bits) {
+        fill_block<W>(x + i * item, mask + i, m, bits, value);
+      });
+    } else if (expands) {
+      for_blocks(mask, mask_step, n, [&](int64_t i, int64_t m, uint64_t bits) {
+        source = expand_block<W>(x + i * item, m, bits, source);
+      });
+    } else {
+      for_blocks(mask, mask_step, n, [&](int64_t first, int64_t, uint64_t bits) {
+        for_bits(bits, [&](int i) {
+          char* const p = x + (first + i) * step;
+          if (filling) {
+            call.row == 1 ? write(p, value) : fill_row(p, pattern, bytes);
+          } else if (call.row == 1) {
+            write(p, read<W>(source));
+          } else if (call.source_inner == 0) {
+            splat(p, call.dtype, source, call.dtype, call.row);
+          } else {
+            copy_row(p, source, bytes);
+          }
+          if (!filling) source += call.source_step;
+        });
+      });
+    }
+  });
+  return flat ? Path::mask_blocks : call.row > 1 ? Path::mask_rows : Path::mask_elements;
+}
+
+template <class I>
+bool all_in_range(const char* p, int64_t step, int64_t n, int64_t low, int64_t high) {
+  using U = std::make_unsigned_t<I>;
+  if (static_cast<uint64_t>(high - low) > static_cast<U>(-1)) return true; // whatever the type holds
+  const U span = static_cast<U>(high - low);
+  // Elements looked at between two decisions whether to go on.
+  constexpr int64_t kBlock = 4096;
+  for (int64_t first = 0; first < n; first += kBlock) {
+    const int64_t m = std::min(kBlock, n - first);
+    const char* const block = p + first * step;
+    U outside = 0;
+    if (step == sizeof(I)) {
+      for (int64_t i = 0; i < m; ++i) {
+        const I at = read<I>(block + i * static_cast<int64_t>(sizeof(I)));
+        outside |= static_cast<U>(static_cast<U>(at) - static_cast<U>(low)) >= span;
+      }
+    } else {
+      for (int64_t i = 0; i < m; ++i)
+        outside |= static_cast<U>(static_cast<U>(read<I>(block + i * step)) - static_cast<U>(low)) >= span;
+    }
+    if (outside != 0) return false;
+  }
+  return true;
+}
+
+} // namespace
+
+bool in_range(const void* index, bool wide, int64_t step, int64_t n, int64_t low, int64_t high) {
+  const char* const p = static_cast<const char*>(index);
+  if (wide) return all_in_range<int64_t>(p, step, n, low, high);
+  return all_in_range<int32_t>(p, step, n, std::max<int64_t>(low, INT32_MIN),
+                               std::min<int64_t>(high, int64_t(INT32_MAX) + 1));
+}
+
+Path put_indexed(const Indexed& given, int64_t begin, int64_t end) {
+  Indexed call = given;
+  if (const int d = call.shared; d != kByDestination) {
+    call.size[d] = end - begin;
+    call.data += begin * call.step[d];
+    call.source += begin * call.source_step[d];
+    for (int k = 0; k < call.indices; ++k) call.index[k].data += begin * call.index[k].step[d];
+  }
+  if (call.rows) {
+    put_rows(call, begin, end);
+    return Path::index_rows;
+  }
+  put_elements(call, begin, end);
+  return Path::index_elements;
+}
+
+int64_t count_mask(const Masked& call, int64_t begin, int64_t end) {
+  int64_t count = 0;
+  for_mask_lines(call, begin, end, [&](char*, const char* mask, int64_t n) {
+    for_blocks(mask, call.mask_step[0], n,
+               [&](int64_t, int64_t, uint64_t bits)
+                   __attribute__((always_inline)) { count += __builtin_popcountll(bits); });
+  });
+  return count;
+}
+
+Path put_masked(const Masked& call, int64_t begin, int64_t end, int64_t taken) {
+  const char* const source = call.put == Put::fill ? nullptr : call.source + taken * call.source_step;
+  Path path = Path::mask_elements;
+  with_word(call.dtype, [&](auto word) { path = put_masked<decltype(word)>(call, begin, end, source); });
+  return path;
+}
+
+} // namespace inplace_ext

@@ -1,0 +1,74 @@
+// The table of what the device's kernels offer, the one symbol that this library exports.
+#include "dropout.cuh"
+#include "interpret.h"
+#include "norm.cuh"
+#include "softmax.cuh"
+
+namespace inplace_ext::cuda {
+INPLACE_EXT_FLOATING_INTERPRETERS(INPLACE_EXT_ELSEWHERE)
+INPLACE_EXT_INTEGER_INTERPRETERS(INPLACE_EXT_ELSEWHERE)
+} // namespace inplace_ext::cuda
+
+#ifndef INPLACE_EXT_ARCHITECTURES
+#define INPLACE_EXT_ARCHITECTURES ""
+#endif
+
+namespace inplace_ext {
+namespace {
+
+cudaStream_t stream_of(void* stream) {
+  return static_cast<cudaStream_t>(stream);
+}
+
+const char* message(int error) {
+  return cudaGetErrorString(static_cast<cudaError_t>(error));
+}
+int properties(int index, Device& device) {
+  const auto ask = [&](int& value, cudaDeviceAttr attribute) {
+    return cudaDeviceGetAttribute(&value, attribute, index);
+  };
+  cudaError_t error = ask(device.processors, cudaDevAttrMultiProcessorCount);
+  if (error == cudaSuccess) error = ask(device.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  if (error == cudaSuccess) error = ask(device.threads_per_processor, cudaDevAttrMaxThreadsPerMultiProcessor);
+  return error;
+}
+
+int run(const Program& program, const Space& space, const Device& device, void* stream, Path& path) {
+  return cuda::run(program, space, device, stream_of(stream), path);
+}
+int run_list(const cuda::List& list, void* stream) {
+  return cuda::run_listed(list, stream_of(stream));
+}
+int softmax(const Softmax& call, const Device& device, void* stream, Path& path) {
+  path = cuda::softmax_path(call);
+  return cuda::softmax(call, device, stream_of(stream));
+}
+int dropout(const Dropout& call, const cuda::DropoutSeed& seed, const Device& device, void* stream,
+            Path& path) {
+  path = cuda::dropout_path(call);
+  return cuda::dropout(call, seed, device, stream_of(stream));
+}
+int norm_parts(const cuda::TensorList& list, DType dtype, Norm norm, double* sums, const Device& device,
+               void* stream) {
+  return cuda::norm_parts(list, dtype, norm, sums, device, stream_of(stream));
+}
+int norm_final(const double* sums, int64_t parts, DType dtype, Norm norm, double most, void* total,
+               void* factor, void* stream) {
+  return cuda::norm_final(sums, parts, dtype, norm, most, total, factor, stream_of(stream));
+}
+int scale_by(const cuda::TensorList& list, DType dtype, const void* factor, const Device& device,
+             void* stream) {
+  return cuda::scale_by(list, dtype, factor, device, stream_of(stream));
+}
+
+} // namespace
+} // namespace inplace_ext
+
+extern "C" __attribute__((visibility("default"))) const inplace_ext::CudaKernels* inplace_ext_cuda_kernels() {
+  using namespace inplace_ext;
+  static const CudaKernels kernels = {
+      kCudaAbiVersion, CUDART_VERSION, INPLACE_EXT_ARCHITECTURES, message,    properties, run,      run_list,
+      softmax,         dropout,        cuda::norm_parts_of,       norm_parts, norm_final, scale_by,
+  };
+  return &kernels;
+}

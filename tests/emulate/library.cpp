@@ -1,0 +1,174 @@
+// The kernels of csrc/cuda on the emulated device, behind the interface of the CPU's kernel libraries, so
+// that the tests run on it what they run on those.
+#include <algorithm>
+#include <cstdio>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "control.h"
+#include "dropout.cuh"
+#include "norm.cuh"
+#include "programs.h"
+#include "softmax.cuh"
+
+namespace inplace_ext {
+
+// Small enough for the loops over the grid to be taken.
+Device device{2, 99 << 10, 1024};
+
+namespace {
+
+Path run_softmax(const Softmax& call, int64_t begin, int64_t) {
+  if (begin > 0) return cuda::softmax_path(call); // the thread with the first part does it all
+  const Memory memory;
+  int64_t size[kMaxDims + 1], step[kMaxDims + 1], mask_step[kMaxDims + 1];
+  size[0] = call.length, step[0] = call.stride, mask_step[0] = call.mask_stride;
+  std::copy(call.size, call.size + call.dims, size + 1);
+  std::copy(call.step, call.step + call.dims, step + 1);
+  const int item = item_size(call.dtype), dims = call.dims + 1;
+  allow_view(call.data, size, step, dims, item, call.shift == 0);
+  if (call.shift != 0) allow_view(call.data + call.shift, size, step, dims, item, true);
+  if (call.mask != nullptr) {
+    std::copy(call.mask_step, call.mask_step + call.dims, mask_step + 1);
+    allow_view(call.mask, size, mask_step, dims, item_size(call.mask_dtype), false);
+  }
+  check(cuda::softmax(call, device, nullptr));
+  return cuda::softmax_path(call);
+}
+
+// Where the seed comes from memory of the device, as while a graph is captured.
+bool seed_in_memory = false;
+
+Path run_dropout(const Dropout& call, int64_t begin, int64_t) {
+  if (begin > 0) return cuda::dropout_path(call);
+  const Memory memory;
+  const int item = item_size(call.dtype);
+  allow_view(call.data, call.size, call.step, call.dims, item, call.shift == 0);
+  if (call.shift != 0) allow_view(call.data + call.shift, call.size, call.step, call.dims, item, true);
+  cuda::DropoutSeed seed{call.seed, call.offset};
+  // What is left of the offset goes by value.
+  const int64_t in_memory[2] = {static_cast<int64_t>(call.seed), static_cast<int64_t>(call.offset % 1000)};
+  if (seed_in_memory) {
+    emulate::allow(in_memory, sizeof(in_memory), sizeof(int64_t), false);
+    seed = {0, call.offset - call.offset % 1000, &in_memory[0], &in_memory[1]};
+  }
+  check(cuda::dropout(call, seed, device, nullptr));
+  return cuda::dropout_path(call);
+}
+
+// The parts of some tensors, in lists that follow each other.
+template <class F>
+int64_t each_list(char* const* data, const int64_t* count, int tensors, const F& f) {
+  int64_t parts = 0;
+  for (int at = 0; at < tensors;) {
+    cuda::TensorList list{};
+    const int64_t before = parts;
+    for (; at < tensors && list.tensors < cuda::kListed; ++at) {
+      if (count[at] == 0) continue;
+      list.data[list.tensors] = data[at];
+      list.count[list.tensors] = count[at];
+      list.first[list.tensors++] = parts - before;
+      parts += cuda::norm_parts_of(count[at]);
+    }
+    list.first[list.tensors] = parts - before;
+    if (list.tensors > 0) f(list, before);
+  }
+  return parts;
+}
+std::vector<double> sums_of(char* const* data, const int64_t* count, int tensors, DType dtype, Norm norm) {
+  std::vector<double> sums(each_list(data, count, tensors, [](const cuda::TensorList&, int64_t) {}));
+  emulate::allow(sums.data(), sums.size() * sizeof(double), sizeof(double), true);
+  each_list(data, count, tensors, [&](const cuda::TensorList& list, int64_t before) {
+    check(cuda::norm_parts(list, dtype, norm, sums.data() + before, device, nullptr));
+  });
+  return sums;
+}
+
+double norm_part(const void* x, DType dtype, int64_t n, Norm norm) {
+  if (n == 0) return 0;
+  const Memory memory;
+  emulate::allow(x, n * item_size(dtype), item_size(dtype), false);
+  char* const data = static_cast<char*>(const_cast<void*>(x));
+  double result = 0;
+  for (const double sum : sums_of(&data, &n, 1, dtype, norm)) {
+    result = norm != Norm::largest ? result + sum : result != result || result > sum ? result : sum;
+  }
+  return result;
+}
+
+const LoopFn no_loops[kOpCodes][kDTypes][kLoopVariants] = {};
+
+} // namespace
+} // namespace inplace_ext
+
+extern "C" {
+
+__attribute__((visibility("default"))) const inplace_ext::CpuKernels* inplace_ext_cpu_kernels() {
+  using namespace inplace_ext;
+  // Without loops and fills: everything elementwise is a program.
+  static const CpuKernels kernels = {
+      kAbiVersion,   table_fingerprint(), 16,          "emulated",
+      no_loops,      run_program,         nullptr,     convert_all,
+      contains_zero, run_softmax,         run_dropout, [](int, const OpKernels&) {},
+      norm_part};
+  return &kernels;
+}
+
+__attribute__((visibility("default"))) void inplace_ext_emulate_device(int processors, int threads) {
+  inplace_ext::device.processors = processors;
+  inplace_ext::device.threads_per_processor = threads;
+}
+__attribute__((visibility("default"))) void inplace_ext_emulate_programs(int as) {
+  inplace_ext::programs_as = static_cast<inplace_ext::ProgramsAs>(as);
+}
+__attribute__((visibility("default"))) void inplace_ext_emulate_order(int order) {
+  emulate::set_order(static_cast<emulate::Order>(order));
+}
+__attribute__((visibility("default"))) void inplace_ext_emulate_counting(int on) {
+  emulate::set_counting(on != 0);
+}
+__attribute__((visibility("default"))) void inplace_ext_emulate_seed_in_memory(int on) {
+  inplace_ext::seed_in_memory = on != 0;
+}
+// Clips tensors of one dtype as a whole; 0, or 1 with what went wrong in `message`.
+__attribute__((visibility("default"))) int inplace_ext_emulate_clip(char** data, const int64_t* count,
+                                                                    int tensors, int dtype, int norm,
+                                                                    double most, void* total, void* factor,
+                                                                    char* message, int size) {
+  using namespace inplace_ext;
+  const auto type = static_cast<DType>(dtype);
+  const auto kind = static_cast<Norm>(norm);
+  const int item = item_size(type);
+  try {
+    const Memory memory;
+    for (int t = 0; t < tensors; ++t) emulate::allow(data[t], count[t] * item, item, true);
+    emulate::allow(total, item, item, true);
+    emulate::allow(factor, item_size(compute_dtype(type)), item_size(compute_dtype(type)), true);
+    const std::vector<double> sums = sums_of(data, count, tensors, type, kind);
+    const auto parts = static_cast<int64_t>(sums.size());
+    check(cuda::norm_final(sums.data(), parts, type, kind, most, total, factor, nullptr));
+    each_list(data, count, tensors, [&](const cuda::TensorList& list, int64_t) {
+      check(cuda::scale_by(list, type, factor, device, nullptr));
+    });
+    return 0;
+  } catch (const std::exception& error) {
+    std::snprintf(message, static_cast<size_t>(size), "%s", error.what());
+    return 1;
+  }
+}
+// The launches since the last call, a line each, columns apart by tabs.
+__attribute__((visibility("default"))) const char* inplace_ext_emulate_launches() {
+  static std::string text;
+  std::ostringstream out;
+  for (const emulate::Launch& l : emulate::take_launches()) {
+    out << l.kernel << '\t' << static_cast<uint64_t>(l.grid.x) * l.grid.y * l.grid.z << '\t'
+        << l.block.x * l.block.y * l.block.z << '\t' << l.bytes_read << '\t' << l.bytes_written << '\t'
+        << l.sectors_read << '\t' << l.sectors_written << '\t' << l.instructions << '\t' << l.widest_read
+        << '\t' << l.widest_write << '\n';
+  }
+  text = out.str();
+  return text.c_str();
+}
+}
