@@ -13,7 +13,7 @@ CXX_FILES    = $(shell find csrc tests/cpp tests/emulate -name '*.h' -o -name '*
 
 .DEFAULT_GOAL := help
 .PHONY: help venv build demo test lint format sanitize emulate emulate-asan emulate-tsan cuda cuda-check wheel
-.PHONY: bench bench-check bench-results ulp clean distclean
+.PHONY: bench bench-check bench-results ulp docs clean distclean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  %-14s %s\n' "$$name" "$$text"; done
@@ -128,6 +128,10 @@ bench-results: build  ## measure everything into benchmarks/results, and make RE
 
 ulp: venv  ## measure the maximum errors of the vector math, in minutes
 	$(PY) tools/measure_ulp.py
+
+docs: build  ## build the documentation into build/docs, with warnings as errors
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs build/docs
+	@echo build/docs/index.html
 
 clean:  ## remove what was built
 	rm -rf build dist *.egg-info inplace_ext/*.so inplace_ext/_pure_python.txt

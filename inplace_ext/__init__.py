@@ -8,7 +8,7 @@ Each function is named as the method of :class:`torch.Tensor` that it stands for
 and returns it. ``help(ie.clamp_)`` gives formula, dtypes, errors and maximum error.
 """
 
-from inplace_ext import _ops, nn
+from inplace_ext import _ops, jit, nn
 from inplace_ext._fuse import FuseError, Pipeline, fuse
 from inplace_ext._gradients import clip_grad_norm_, clip_grad_value_
 from inplace_ext._info import Info, info
@@ -16,5 +16,15 @@ from inplace_ext._ops import *  # noqa: F403
 
 __version__ = "0.1.0"
 
-__all__ = ["FuseError", "Info", "Pipeline", "clip_grad_norm_", "clip_grad_value_", "fuse", "info", "nn"]
+__all__ = [
+    "FuseError",
+    "Info",
+    "Pipeline",
+    "clip_grad_norm_",
+    "clip_grad_value_",
+    "fuse",
+    "info",
+    "jit",
+    "nn",
+]
 __all__ += _ops.__all__

@@ -83,6 +83,10 @@ SANITIZE_FLAGS = [
     *("-fno-sanitize=vptr,null,object-size", "-O1", "-g1", "-fno-omit-frame-pointer"),
 ]
 
+# After the others, of which the last one counts. The kernels check the places that they read and write
+# (IE_ASSERT), the standard library its own.
+DEBUG_FLAGS = ["-O0", "-g", "-DINPLACE_EXT_DEBUG", "-D_GLIBCXX_ASSERTIONS"]
+
 
 def sanitizing() -> bool:
     """Whether INPLACE_EXT_SANITIZE asks for AddressSanitizer and UBSan."""
@@ -94,13 +98,23 @@ def capabilities() -> dict[str, list[str]]:
     return CAPABILITIES.get(platform.machine(), {"baseline": []})
 
 
-def sources(folder: str) -> list[str]:
-    """The sources of one folder of csrc/, relative to the root as setuptools wants them."""
-    pattern = "*.cu" if folder == "cuda" else "*.cpp"
-    found = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc" / folder).glob(pattern))
+def csrc() -> Path:
+    """The C++ sources: in an installed package its copy of them, else those of the source tree."""
+    copy = Path(__file__).with_name("csrc")
+    return copy if copy.is_dir() else ROOT / "csrc"
+
+
+def source_files(folder: str) -> list[Path]:
+    """The sources of one folder of csrc/."""
+    found = sorted((csrc() / folder).glob("*.cu" if folder == "cuda" else "*.cpp"))
     if not found:
-        raise FileNotFoundError(f"no C++ source in {ROOT / 'csrc' / folder}: the source tree is incomplete")
+        raise FileNotFoundError(f"no C++ source in {csrc() / folder}: the sources are incomplete")
     return found
+
+
+def sources(folder: str) -> list[str]:
+    """The same relative to the root, as setuptools wants them."""
+    return [path.relative_to(ROOT).as_posix() for path in source_files(folder)]
 
 
 def headers() -> list[str]:
@@ -206,36 +220,68 @@ def cuda_extension() -> Any:
     )
 
 
+class Arguments(NamedTuple):
+    """What a library is compiled with, ahead of time and at run time alike."""
+
+    include_dirs: list[str]
+    compile: list[str]
+    link: list[str]
+
+
+def kernel_arguments(flags: list[str]) -> Arguments:
+    """Of the kernel library of an instruction set, whose flags are given."""
+    sanitize = SANITIZE_FLAGS if sanitizing() else []
+    exports = f"-Wl,--version-script={csrc() / 'cpu' / 'exports.map'}"
+    # A symbol that nothing defines is an error of the link, not of the import.
+    return Arguments(
+        [str(csrc() / "include"), str(csrc() / "cpu")],
+        KERNEL_FLAGS + flags + sanitize,
+        [*(sanitize or ["-Wl,-z,defs"]), exports],
+    )
+
+
+def binding_arguments() -> Arguments:
+    """Of the module that knows torch."""
+    from torch.utils.cpp_extension import include_paths
+
+    sanitize = SANITIZE_FLAGS if sanitizing() else []
+    # As system headers, so that the warnings are those of our code.
+    torch_headers = [flag for path in include_paths() for flag in ("-isystem", path)]
+    return Arguments(
+        [str(csrc() / "include"), str(csrc() / "bindings")],
+        BINDING_FLAGS + torch_headers + sanitize,
+        ["-fopenmp", *sanitize],
+    )
+
+
 def extensions() -> list[Any]:
     """The kernel libraries, one per instruction set, and the module that knows torch."""
     from setuptools import Extension
-    from torch.utils.cpp_extension import CppExtension, include_paths
+    from torch.utils.cpp_extension import CppExtension
 
-    sanitize = SANITIZE_FLAGS if sanitizing() else []
-    exports = f"-Wl,--version-script={ROOT / 'csrc' / 'cpu' / 'exports.map'}"
-    # A symbol that nothing defines is an error of the link, not of the import.
-    link = sanitize or ["-Wl,-z,defs"]
-    kernels = [
-        Extension(
-            f"{PACKAGE}._cpu_{name}",
-            sources("cpu"),
-            include_dirs=[str(ROOT / "csrc" / "include"), str(ROOT / "csrc" / "cpu")],
-            extra_compile_args=KERNEL_FLAGS + flags + sanitize,
-            extra_link_args=[*link, exports],
-            depends=[*headers(), "csrc/cpu/exports.map"],
-            language="c++",
+    def described(arguments: Arguments) -> dict[str, Any]:
+        return {"include_dirs": arguments.include_dirs, "extra_link_args": arguments.link}
+
+    kernels = []
+    for name, flags in capabilities().items():
+        arguments = kernel_arguments(flags)
+        kernels.append(
+            Extension(
+                f"{PACKAGE}._cpu_{name}",
+                sources("cpu"),
+                extra_compile_args=arguments.compile,
+                depends=[*headers(), "csrc/cpu/exports.map"],
+                language="c++",
+                **described(arguments),
+            )
         )
-        for name, flags in capabilities().items()
-    ]
-    # As system headers, so that the warnings are those of our code.
-    torch_headers = [flag for path in include_paths() for flag in ("-isystem", path)]
+    arguments = binding_arguments()
     bindings = CppExtension(
         f"{PACKAGE}._C",
         sources("bindings"),
-        include_dirs=[str(ROOT / "csrc" / "include"), str(ROOT / "csrc" / "bindings")],
-        extra_compile_args={"cxx": BINDING_FLAGS + torch_headers + sanitize},
-        extra_link_args=["-fopenmp", *sanitize],
+        extra_compile_args={"cxx": arguments.compile},
         depends=headers(),
+        **described(arguments),
     )
     return [bindings, *kernels, *([] if no_cuda() else [cuda_extension()])]
 
@@ -330,6 +376,9 @@ def commands(reason: str | None) -> dict[str, Any]:
                 (package / REASON_FILE).write_text(reason + "\n")
             if without_cuda:
                 (package / CUDA_REASON_FILE).write_text(without_cuda + "\n")
+            if not self.editable_mode:  # for jit.py, which compiles at run time
+                shutil.rmtree(package / "csrc", ignore_errors=True)
+                shutil.copytree(ROOT / "csrc", package / "csrc")
 
     if reason:
         return {"build_py": BuildPy}

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from inplace_ext import _added
 from inplace_ext._table import ALL_OPS
 
 # Subclasses mean something to those who raise them, and may not be made from a message alone.
@@ -77,7 +78,7 @@ def explain(
 def _message(
     said: str, kind: type[BaseException], name: str, args: Sequence[object], kwargs: Mapping[str, object]
 ) -> str:
-    op = ALL_OPS[name]
+    op = _added.by_name.get(name) or ALL_OPS[name]
     labels = [
         *op.positional_names,
         *(f"argument {i + 1}" for i in range(len(op.positional_names), len(args))),

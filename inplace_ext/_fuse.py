@@ -22,7 +22,8 @@ from typing import Any, TypeVar, overload
 import torch
 from torch.overrides import TorchFunctionMode
 
-from inplace_ext import _compile, _native, _ops
+from inplace_ext import _added, _compile, _native, _ops
+from inplace_ext._added import AddedOp
 from inplace_ext._table import ALL_OPS, OPS, RANDOM
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -175,6 +176,8 @@ class _Traced(torch.Tensor):
 
 def _recorded(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A function of this package that has been given a stand-in."""
+    if added := _added.by_kernel.get(name):
+        return args[0]._tracer.change(added.name, added.change, list(args), dict(kwargs), added)
     return args[0]._tracer.operation(name, getattr(_ops, name), args, kwargs)
 
 
@@ -351,9 +354,11 @@ class _Tracer:
             return result
         return self.change("copy_", torch.Tensor.copy_, [out, result], {})
 
-    def change(self, name: str, func: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
-        op = ALL_OPS.get(name)
-        if op is None or not (name in OPS or name in RANDOM):
+    def change(
+        self, name: str, func: Any, args: list[Any], kwargs: dict[str, Any], added: AddedOp | None = None
+    ) -> Any:
+        op = added or ALL_OPS.get(name)
+        if op is None or not (added or name in OPS or name in RANDOM):
             raise _refuse(f"{name} is not elementwise")
         target = args[0]
         if not isinstance(target, _Traced):
@@ -361,7 +366,8 @@ class _Tracer:
         if name in RANDOM:
             self.evaluate_drawn(name, args, kwargs)
         else:
-            self.evaluate(getattr(torch.Tensor, name, None) or getattr(_ops, name), args, kwargs)
+            form = func if added else getattr(torch.Tensor, name, None) or getattr(_ops, name)
+            self.evaluate(form, args, kwargs)
         if op.kernel is None:
             raise _Unfused(f"{name} has no kernel of its own")
         names = op.parameter_names
@@ -409,6 +415,19 @@ class _Tracer:
         self.eager_calls += 1
 
     # -- new values --
+
+    def added(self, op: AddedOp, args: Sequence[Any]) -> _Traced:
+        """An operation of one's own, out of place."""
+        result = self.evaluate(op.make, args, {})
+        if op.kernel is None:
+            raise _Unfused(f"{op.name} has no kernel of its own")
+        tensors = [item for item in args if isinstance(item, torch.Tensor)]
+        traced = self.create(result.dtype, tensors, result.shape)
+        self.move(traced, args[0])
+        operands = [self.slot(item) for item in args[1:]]
+        self.calls.append(("call", op.kernel, [("value", traced._value), *operands]))
+        self.count(traced, *tensors)
+        return traced
 
     def create(self, dtype: torch.dtype, like: Sequence[torch.Tensor], shape: Sequence[int]) -> _Traced:
         if dtype not in _DTYPES:
@@ -550,6 +569,16 @@ class _Tracer:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def tracer_of(args: Sequence[Any]) -> _Tracer | None:
+    """Whose stand-ins are among the arguments."""
+    return next((item._tracer for item in args if isinstance(item, _Traced)), None)
+
+
+def takes(tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether the kernels may take the tensors, as things are."""
+    return _bare() and all(map(_plain, tensors))
 
 
 def _plain(tensor: torch.Tensor) -> bool:

@@ -25,7 +25,9 @@ class Info:
     capability: str | None
     capabilities: list[str]
     threads: int
-    #: The CUDA toolkit that compiled the device's kernels, for which architectures, or why there are none.
+    #: The kernel library in use, which :func:`inplace_ext.jit.load` replaces.
+    kernels: str | None
+    #: The CUDA toolkit that the device's kernels are compiled by, for which architectures, or why there are none.
     cuda: str | None
     cuda_architectures: list[str]
     cuda_reason: str | None
@@ -56,6 +58,7 @@ def info() -> Info:
         capability=capability,
         capabilities=_native.supported_capabilities() if native else [],
         threads=torch.get_num_threads(),
+        kernels=str(_native.library(capability)) if capability else None,
         cuda=None if cuda is None else f"{cuda[0] // 1000}.{cuda[0] % 1000 // 10}",
         cuda_architectures=[] if cuda is None else cuda[1].split(";"),
         cuda_reason=_native.cuda_reason,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import os
+import sys
 import sysconfig
 import warnings
 from pathlib import Path
@@ -14,13 +15,31 @@ import torch
 from inplace_ext import _build
 
 
+def _compiles() -> bool:
+    """Whether INPLACE_EXT_JIT asks for everything to be compiled at import."""
+    return os.environ.get("INPLACE_EXT_JIT", "0") not in ("", "0")
+
+
 def supported_capabilities() -> list[str]:
     """The kernel libraries that are built and that torch's choice of instruction set allows."""
     names = _build.runnable(torch.backends.cpu.get_cpu_capability())
+    if _compiles():
+        return [name for name in names if name in _compiled]  # those beside the package are of other sources
     return [name for name in names if library(name).exists()]
 
 
+#: Libraries that were compiled at run time, by capability.
+_compiled: dict[str, Path] = {}
+
+
+def replace_library(capability: str, path: Path) -> None:
+    """Says that kernels are those of another file from now on."""
+    _compiled[capability] = path
+
+
 def library(capability: str) -> Path:
+    if capability in _compiled:
+        return _compiled[capability]
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     return Path(__file__).with_name(f"_cpu_{capability}{suffix}")
 
@@ -29,10 +48,35 @@ def cuda_library() -> Path:
     return Path(__file__).with_name(f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}")
 
 
+def _compile() -> ModuleType:
+    """The module of the sources as they are now, and its kernels; what the compiler says is the error."""
+    from inplace_ext import _toolchain
+
+    words = os.environ["INPLACE_EXT_JIT"].split(",")
+    if unknown := set(words) - {"1", "debug", "verbose"}:
+        raise ValueError(f"INPLACE_EXT_JIT must be 1, or debug or verbose or both, got {unknown.pop()!r}")
+    how = {"debug": "debug" in words, "verbose": "verbose" in words}
+    _toolchain.require_toolchain()
+    name = _build.runnable(torch.backends.cpu.get_cpu_capability())[0]
+    name = name if name in _build.capabilities() else "baseline"
+    replace_library(name, _toolchain.build_kernels(name, **how))
+    path = str(_toolchain.build_bindings(**how))
+    spec = importlib.util.spec_from_file_location("inplace_ext._C", path)
+    assert spec is not None and spec.loader is not None
+    _C = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(_C)
+    sys.modules["inplace_ext._C"] = _C
+    _C.load_kernels(str(library(name)))
+    _C.use_capability(name)
+    return _C
+
+
 def _load() -> tuple[ModuleType | None, str | None]:
     """The compiled module, or None and the reason."""
     if os.environ.get("INPLACE_EXT_DISABLE_NATIVE", "0") not in ("", "0"):
         return None, "INPLACE_EXT_DISABLE_NATIVE is set"
+    if _compiles():
+        return _compile(), None
     try:
         _C = importlib.import_module("inplace_ext._C")
     except ModuleNotFoundError:

@@ -221,6 +221,14 @@ def test_wheel_installs_elsewhere(tmp_path: Path) -> None:
     run(*PIP, "install", "--no-deps", "--target", target, wheel)
     file, capability, _ = probe(target)
     assert file.startswith(str(target)) and capability == ie.info().capability
+    # It carries the sources, so that it compiles operations of one's own.
+    code = """
+import inplace_ext.testing as testing, inplace_ext as ie, torch
+f_ = ie.jit.elementwise("carried_", "x * 2 + y", tensors=["y"])
+assert f_(torch.ones(3), 1).tolist() == [3.0] * 3 and testing.last_path() != "torch"
+"""
+    where = {"PYTHONPATH": str(target), "TORCH_EXTENSIONS_DIR": str(tmp_path / "cache")}
+    run(sys.executable, "-c", ALONE + code, **where)
 
 
 @checkout

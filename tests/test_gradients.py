@@ -167,18 +167,6 @@ def test_paths() -> None:
     assert testing.last_path().rpartition(":")[2] in ("loop", "program")
 
 
-@pytest.mark.parametrize("function", [ie.clip_grad_norm_, ie.clip_grad_value_, ie.fuse, ie.Pipeline])
-def test_docstrings_run(function: Any) -> None:
-    import doctest
-
-    test = doctest.DocTestParser().get_doctest(
-        function.__doc__, {"torch": torch, "ie": ie}, function.__name__, None, None
-    )
-    report: list[str] = []
-    assert test.examples
-    assert not doctest.DocTestRunner().run(test, out=report.append).failed, "".join(report)
-
-
 def test_gradients_are_found_as_python_finds_them() -> None:
     class Own(torch.Tensor):
         @property

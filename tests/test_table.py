@@ -1,6 +1,5 @@
 """The op table: complete, documented, in agreement with torch, with C++ and with what is generated."""
 
-import doctest
 import inspect
 import pickle
 import re
@@ -135,19 +134,6 @@ def test_docstring_has_its_sections_and_its_example_runs(name):
         assert f"\n{section}" in doc
     like = ALL_OPS[name].like
     assert (f"Same as :func:`{like}`" if like else f"Same as :meth:`torch.Tensor.{name}`") in doc
-    run_doctest(name, doc)
-
-
-@pytest.mark.parametrize("module", [ie, ie.nn], ids=lambda module: module.__name__)
-def test_docstring_of_module(module):
-    run_doctest(module.__name__, module.__doc__)
-
-
-def run_doctest(name: str, doc: str) -> None:
-    test = doctest.DocTestParser().get_doctest(doc, {"torch": torch, "ie": ie}, name, None, None)
-    assert test.examples
-    report: list[str] = []
-    assert not doctest.DocTestRunner().run(test, out=report.append).failed, "".join(report)
 
 
 def test_generated_files_are_current():

@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "device.h"
+#include "libraries.h"
 #include "recorder.h"
 
 namespace inplace_ext {
@@ -170,10 +171,10 @@ bool is_none(PyObject* object) {
 }
 
 Types types_of(Op op) {
-  return kOpInfo[static_cast<int>(op)].types;
+  return op_info(op).types;
 }
 bool takes_bool(Op op) {
-  return types_of(op) == Types::kAll || types_of(op) == Types::kUInt8;
+  return has_form(types_of(op), DType::b8);
 }
 
 Outcome run_unary(Op op, const Target& x) {
@@ -323,7 +324,7 @@ Outcome bind_remainder(Op op, Slots slot) {
   Target x;
   Source other;
   if (!x.open(slot[0]) || !open(slot[1], x, other)) return Outcome::delegate;
-  return run_division(kOpInfo[static_cast<int>(op)].name, op, x, other, /*round_scalar=*/true);
+  return run_division(op_info(op).name, op, x, other, /*round_scalar=*/true);
 }
 
 // addcmul_ and addcdiv_: x + value * tensor1 * tensor2, or / tensor2.
@@ -594,7 +595,7 @@ Outcome run_numbers(Op op, const Target& x, double b, double c = 0, double d = 0
   const DType compute = compute_dtype(x.dtype);
   Scalar s[3];
   s[0].d = rounded_to(compute, b), s[1].d = rounded_to(compute, c), s[2].d = rounded_to(compute, d);
-  const bool two = operands_of(kOpInfo[static_cast<int>(op)].form) == 2;
+  const bool two = operands_of(op_info(op).form) == 2;
   return execute(op, *x.tensor, x.dtype, compute, scalar_argument(s[0]),
                  two ? scalar_argument(s[1]) : Argument{}, s[2]);
 }
@@ -701,6 +702,32 @@ Outcome bind_gelu(Op op, Slots slot) {
   return run_unary(op, x);
 }
 
+// ---- operations that are added ----------------------------------------------------------------------------
+
+// Numbers stay in the compute type, as those of mul_ do.
+Outcome bind_added(Op op, Slots slot) {
+  const OpInfo& info = op_info(op);
+  const AddedOp& added = added_op(op);
+  Target x;
+  if (!x.open(slot[0]) || x.dtype == DType::b8 || !has_form(info.types, x.dtype)) return Outcome::delegate;
+  if (on_device(*x.tensor)) return Outcome::delegate; // no kernels there
+  Source source[AddedOp::kMaxOperands];
+  DType common = x.dtype;
+  for (int i = 0; i < added.operands; ++i) {
+    PyObject* const given = slot[1 + i] != nullptr ? slot[1 + i] : added.otherwise[i];
+    Source& s = source[i];
+    if (given == nullptr || !open(given, x, s) || !promote(x, s, common)) return Outcome::delegate;
+    if (s.is_number ? !fits(s.number, x.dtype) : i >= added.tensors) return Outcome::delegate;
+  }
+  const DType compute = compute_dtype(common);
+  if (!has_form(info.types, compute) || !has_kernels(op, compute)) return Outcome::delegate;
+  Argument operand[AddedOp::kMaxOperands];
+  for (int i = 0; i < added.operands; ++i) operand[i] = to_argument(source[i], compute);
+  const bool third = takes_third(info.form);
+  return execute(op, *x.tensor, x.dtype, compute, operand[0], operand[1],
+                 third ? operand[2].scalar : Scalar{});
+}
+
 // ---- by name ----------------------------------------------------------------------------------------------
 
 // The operations whose arguments are not a tensor or number for each operand. Those that are not in the op
@@ -751,13 +778,12 @@ constexpr struct {
 };
 
 Op op_named(const std::string& name) {
-  int i = 0;
-  while (i < kOps && name != kOpInfo[i].name) ++i;
-  return static_cast<Op>(i);
+  const int code = code_named(name);
+  return code < 0 ? Op::count : static_cast<Op>(code);
 }
 // The table's names of public operations end in an underscore.
 bool is_public(Op op) {
-  return std::string(kOpInfo[static_cast<int>(op)].name).back() == '_';
+  return std::string(op_info(op).name).back() == '_';
 }
 
 const Binding* find_binding(const std::string& name) {
@@ -794,6 +820,7 @@ Outcome fill_masked(const at::Tensor& x, DType dtype, const at::Tensor& mask, Py
 }
 
 Binder find_binder(const std::string& name, Op& op) {
+  if (find_added(name, op)) return bind_added;
   op = op_named(name);
   for (const auto& entry : kBinders) {
     if (name == entry.name) return entry.binder;
@@ -803,7 +830,7 @@ Binder find_binder(const std::string& name, Op& op) {
     return binding == nullptr ? nullptr : binding->change;
   }
   if (!is_public(op)) return nullptr;
-  return kOpInfo[static_cast<int>(op)].form == Form::kUnary ? bind_unary : bind_binary;
+  return op_info(op).form == Form::kUnary ? bind_unary : bind_binary;
 }
 
 Maker find_maker(const std::string& name) {

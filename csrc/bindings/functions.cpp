@@ -18,11 +18,11 @@ namespace {
 constexpr int kMaxParameters = 6;
 // Public functions are C functions without a self, so that they pickle by name and look as torch's own
 // built-ins do; each needs a C entry point of its own to know which it is.
-constexpr int kMaxFunctions = 256;
+constexpr int kMaxFunctions = 384;
 
 struct Function {
   PyMethodDef definition{};
-  std::string name, doc;
+  std::string name, kernel, doc;
   PyObject* parameter[kMaxParameters] = {}; // interned names
   int parameters = 0, positional = 0;
   int required = 0;  // those without a default, which come first
@@ -148,12 +148,13 @@ bool needs_guard(const Function& f, PyObject* const* args, Py_ssize_t count) {
   return false;
 }
 
-// hook(name, args, kwargs).
+// hook(name, args, kwargs); an added operation goes by its kernel, since there may be others of its name.
 PyObject* call_hook(PyObject* hook, const Function& f, PyObject* const* args, Py_ssize_t nargs,
                     PyObject* kwnames) {
+  const std::string& name = f.kernel[0] == '@' ? f.kernel : f.name;
   PyObject *positional = nullptr, *keywords = nullptr, *result = nullptr;
   if (pack(args, nargs, kwnames, positional, keywords))
-    result = PyObject_CallFunction(hook, "sOO", f.name.c_str(), positional, keywords);
+    result = PyObject_CallFunction(hook, "sOO", name.c_str(), positional, keywords);
   Py_XDECREF(positional);
   Py_XDECREF(keywords);
   return result;
@@ -259,6 +260,7 @@ PyObject* make_function(const std::string& name, const std::string& kernel, cons
   }
   Function f;
   f.name = name;
+  f.kernel = kernel;
   // The form from which inspect.signature() reads the signature of a built-in.
   f.doc = name + signature + "\n--\n\n" + doc;
   if (!parse_signature(signature, f)) {

@@ -677,7 +677,7 @@ py::object Core::describe(const py::tuple& arguments) {
       const char* name = s.code == kLoad    ? "load"
                          : s.code == kStore ? "store"
                          : s.code == kRound ? "round"
-                                            : kOpInfo[s.code].name;
+                                            : op_info(s.code).name;
       stages.append(py::make_tuple(name, operand(s.b_kind, s.b), operand(s.c_kind, s.c)));
     }
     for (int t = 0; t < pass.tensors; ++t) tensors.append(py::make_tuple(pass.value[t], pass.mutated[t]));

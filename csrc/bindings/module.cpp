@@ -5,7 +5,6 @@
 #include <pybind11/stl.h>
 #include <torch/csrc/autograd/python_variable.h>
 
-#include <map>
 #include <string>
 #include <utility>
 
@@ -15,6 +14,7 @@
 #include "fuse.h"
 #include "kernels.h"
 #include "layout.h"
+#include "libraries.h"
 #include "tensors.h"
 #include "transpose.h"
 
@@ -22,22 +22,6 @@ namespace py = pybind11;
 
 namespace inplace_ext {
 namespace {
-
-std::map<std::string, const CpuKernels*> loaded;
-
-std::string load_kernels(const std::string& path) {
-  void* const library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
-  if (library == nullptr) throw std::runtime_error(std::string("load_kernels: ") + dlerror());
-  using Entry = const CpuKernels* (*)();
-  const auto entry = reinterpret_cast<Entry>(dlsym(library, "inplace_ext_cpu_kernels"));
-  if (entry == nullptr) throw std::runtime_error("load_kernels: " + path + " is no kernel library");
-  const CpuKernels* const kernels = entry();
-  if (kernels->abi != kAbiVersion) {
-    throw std::runtime_error("load_kernels: " + path + " is of another build; install the package again");
-  }
-  loaded[kernels->capability] = kernels;
-  return kernels->capability;
-}
 
 // Loads the library of the device's kernels; says of which toolkit they are and of which architectures.
 std::pair<int, std::string> load_cuda_kernels(const std::string& path) {
@@ -75,16 +59,6 @@ bool cuda_serves(const std::string& name) {
     return true;
   }
   return false;
-}
-
-void use_capability(const std::string& name) {
-  const auto found = loaded.find(name);
-  if (found == loaded.end()) throw std::runtime_error("use_capability: no kernels loaded for " + name);
-  active_kernels = streaming_kernels = found->second;
-  // Two or three streams of 64-byte accesses from memory are 5 to 8% slower than of 32-byte ones (measured on
-  // Zen 4). The values are the same: these operations are exact on both.
-  const auto narrower = loaded.find("avx2");
-  if (name == "avx512" && narrower != loaded.end()) streaming_kernels = narrower->second;
 }
 
 std::string path_name() {
@@ -192,9 +166,9 @@ void run_program(const std::string& compute, const py::list& stages, const py::l
         if (out.b_kind == Operand::temporary) defined[out.b] = true;
       }
     } else {
-      int op = 0;
-      while (op < kOps && (name != kOpInfo[op].name || kOpInfo[op].form == Form::kDrawn)) ++op;
-      if (op == kOps) throw py::value_error("program: unknown operation " + name);
+      const int op = code_named(name);
+      if (op < 0 || kOpInfo[op].form == Form::kDrawn)
+        throw py::value_error("program: unknown operation " + name);
       const Form form = kOpInfo[op].form;
       const int operands = (out.b_kind != Operand::none) + (out.c_kind != Operand::none);
       if (!has_form(kOpInfo[op].types, program.compute))
@@ -298,13 +272,23 @@ PYBIND11_MODULE(_C, m) {
   m.def("cuda_serves", cuda_serves, py::arg("name"),
         "Whether the CUDA kernels have the operation of the op table in all of its types.");
   m.def("use_capability", use_capability, py::arg("name"));
+  m.def("let_stream", let_stream, py::arg("streams"),
+        "Whether what is bound by memory may be left to narrower kernels.");
   m.def("capability",
         [] { return std::string(active_kernels == nullptr ? "" : active_kernels->capability); });
-  m.def("loaded_capabilities", [] {
-    std::vector<std::string> names;
-    for (const auto& [name, kernels] : loaded) names.push_back(name);
-    return names;
-  });
+  m.def("loaded_capabilities", loaded_capabilities);
+  m.def(
+      "add_operation",
+      [](const std::string& name, int tensors, const py::list& otherwise) {
+        std::vector<PyObject*> values;
+        for (const auto& value : otherwise) values.push_back(value.ptr());
+        return add_operation(name, tensors, values);
+      },
+      py::arg("name"), py::arg("tensors"), py::arg("otherwise"),
+      "Gives an operation of one's own a code; `otherwise` has the default of each operand, or None.");
+  m.def("load_operation", load_operation, py::arg("code"), py::arg("path"),
+        "Loads the kernels of one operation; returns their capability.");
+  m.def("code_named", code_named, py::arg("name"), "The code of an operation of the table, or -1.");
   m.def("set_streaming_move_bytes", [](int64_t bytes) { return std::exchange(streaming_move_bytes, bytes); });
   m.def(
       "rearrange",

@@ -50,7 +50,7 @@ Outcome Recorder::record(Op op, const at::Tensor& x, DType x_dtype, DType comput
     floating = is_floating(compute);
   }
   Step step{static_cast<uint16_t>(op), target, x_dtype, compute, {}, {}, d};
-  if (!has_form(kOpInfo[step.op].types, compute) || (value.temporary && value.held != compute) ||
+  if (!has_form(op_info(step.op).types, compute) || (value.temporary && value.held != compute) ||
       !take(b, x, compute, step.b) || !take(c, x, compute, step.c))
     return Outcome::delegate;
   for (Scalar* s : {&step.b.scalar, &step.c.scalar, &step.d}) {
@@ -282,7 +282,7 @@ class Lowering {
       }
       Stage out{s.op, Operand::none, Operand::none, 0, 0, 0};
       if (!operand(s.b, out.b_kind, out.b) || !operand(s.c, out.c_kind, out.c)) return false;
-      if (takes_third(kOpInfo[s.op].form)) out.d = scalar(s.d);
+      if (takes_third(op_info(s.op).form)) out.d = scalar(s.d);
       emit(s.op) = out;
     }
     accumulator_ = s.target;

@@ -64,7 +64,7 @@ bool has_forward_grad(const at::Tensor& t) {
 int cost_of(const Program& program) {
   int cost = 0;
   for (int i = 0; i < program.stages; ++i) {
-    if (program.stage[i].code < kOps) cost += kOpInfo[program.stage[i].code].cost;
+    if (program.stage[i].code < kOpCodes) cost += op_info(program.stage[i].code).cost;
   }
   return std::max(cost, 1);
 }
@@ -307,7 +307,7 @@ Outcome execute(Op op, const at::Tensor& x, DType x_dtype, DType compute, Argume
   const void* pointer[2] = {};
   const Scalar scalar[3] = {b.scalar, c.scalar, d};
   char* const data = static_cast<char*>(flat ? x.mutable_data_ptr() : nullptr);
-  const OpInfo& info = kOpInfo[static_cast<int>(op)];
+  const OpInfo& info = op_info(op);
   const int item = item_size(x_dtype);
   const DType operand_dtype[2] = {info.form == Form::kMasked ? DType::b8 : x_dtype, x_dtype};
   const int b_item = item_size(operand_dtype[0]);
@@ -329,10 +329,12 @@ Outcome execute(Op op, const at::Tensor& x, DType x_dtype, DType compute, Argume
   if (flat) {
     const int cost = info.cost;
     const int tensors = 1 + (pointer[0] != nullptr) + (pointer[1] != nullptr);
+    const auto loop_of = [&](const CpuKernels& from) {
+      return from.loop[static_cast<int>(op)][static_cast<int>(x_dtype)][variant];
+    };
     const bool streaming = tensors > 1 && cost == 1 && tensors * n * item >= kStreamingBytes &&
-                           streaming_kernels != active_kernels;
-    const LoopFn loop = (streaming ? *streaming_kernels : kernels)
-                            .loop[static_cast<int>(op)][static_cast<int>(x_dtype)][variant];
+                           streaming_kernels != active_kernels && loop_of(*streaming_kernels) != nullptr;
+    const LoopFn loop = loop_of(streaming ? *streaming_kernels : kernels);
     if (loop == nullptr) return Outcome::delegate;
     const char* pb = static_cast<const char*>(pointer[0]);
     const char* pc = static_cast<const char*>(pointer[1]);

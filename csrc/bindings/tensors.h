@@ -5,6 +5,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "inplace_ext/operations.h"
 #include "inplace_ext/program.h"
 
 namespace inplace_ext {

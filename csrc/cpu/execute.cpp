@@ -10,8 +10,9 @@
 
 namespace inplace_ext {
 
-const Tables& kernel_tables() {
-  static const Tables* const instance = [] {
+namespace {
+Tables& mutable_tables() {
+  static Tables* const instance = [] {
     static Tables t{};
     add_loops<float>(t.loop);
     add_loops<double>(t.loop);
@@ -33,6 +34,18 @@ const Tables& kernel_tables() {
     return &t;
   }();
   return *instance;
+}
+void set_operation(int code, const OpKernels& kernels) {
+  Tables& t = mutable_tables();
+  operations[code] = kernels.info;
+  std::memcpy(t.loop[code], kernels.loop, sizeof(kernels.loop));
+  for (int d = 0; d < kDTypes; ++d)
+    std::memcpy(t.stages[d].op[code], kernels.stage[d], sizeof(kernels.stage[d]));
+}
+} // namespace
+
+const Tables& kernel_tables() {
+  return mutable_tables();
 }
 
 namespace {
@@ -466,7 +479,7 @@ class Executor {
  public:
   Executor(const Program& program, const Space& space) : program_(program), space_(space) {
     single_ = program.stages == 3 && program.stage[0].code == kLoad &&
-              program.stage[0].b_kind == Operand::tensor && program.stage[1].code < kOps &&
+              program.stage[0].b_kind == Operand::tensor && program.stage[1].code < kOpCodes &&
               program.stage[2].code == kStore && program.stage[0].b == program.stage[2].b;
     // {load b; store a} with nothing between is conversion and layout only, with no compute type in the
     // middle.
@@ -514,7 +527,7 @@ class Executor {
       const Stage& s = p.stage[i];
       if (s.b_kind == Operand::tensor) {
         slot_[s.b].used = true;
-        if (s.code < kOps) as_operand[s.b] = true;
+        if (s.code < kOpCodes) as_operand[s.b] = true;
         if (s.code == kStore) {
           written[s.b] = true;
         } else {
@@ -681,7 +694,7 @@ class Executor {
     // integer beside a 16-bit float is first rounded to that float, as promotion has it. A mask is read as it
     // is.
     const Stage& op = p.stage[1];
-    const int mask = kOpInfo[op.code].form == Form::kMasked && op.b_kind == Operand::tensor ? op.b : -1;
+    const int mask = op_info(op.code).form == Form::kMasked && op.b_kind == Operand::tensor ? op.b : -1;
     const DType own = slot_[p.stage[0].b].arg->dtype;
     bool same = compute_dtype(own) == p.compute;
     for (int t = 0; t < space_.tensors; ++t) {
@@ -693,7 +706,7 @@ class Executor {
     for (int t = 0; t < space_.tensors; ++t) slot_[t].want = t == mask ? DType::b8 : dtype_;
     // Forms of numbers alone have only the last variant.
     const LoopFn* const loop = kernel_tables().loop[op.code][static_cast<int>(dtype_)];
-    const Form form = kOpInfo[op.code].form;
+    const Form form = op_info(op.code).form;
     const int variant = !only_numbers(form)     ? kTensorOperands
                         : form == Form::kNumber ? kScalarB
                                                 : kScalarB | kScalarC;
@@ -732,10 +745,10 @@ class Executor {
         out.kc = p.scalar[s.c];
         variant |= kScalarC;
       }
-      if (s.code < kOps && takes_third(kOpInfo[s.code].form)) out.kd = p.scalar[s.d];
+      if (s.code < kOpCodes && takes_third(op_info(s.code).form)) out.kd = p.scalar[s.d];
       // An operand that is one number on each piece is read as one.
       const auto is_splat = [&](Operand kind, uint8_t index) {
-        return s.code < kOps && kind == Operand::tensor && slot_[index].kind == Kind::splat;
+        return s.code < kOpCodes && kind == Operand::tensor && slot_[index].kind == Kind::splat;
       };
       if (is_splat(s.b_kind, s.b)) variant |= kScalarB, slot_[s.b].as_number = true;
       if (is_splat(s.c_kind, s.c)) variant |= kScalarC, slot_[s.c].as_number = true;
@@ -918,7 +931,7 @@ class Executor {
   void give_number(int t, Scalar number) {
     for (int i = 0; i < program_.stages; ++i) {
       const Stage& s = program_.stage[i];
-      if (s.code >= kOps) continue;
+      if (s.code >= kOpCodes) continue;
       if (s.b_kind == Operand::tensor && s.b == t) linked_[i].kb = number;
       if (s.c_kind == Operand::tensor && s.c == t) linked_[i].kc = number;
     }
@@ -936,7 +949,9 @@ class Executor {
       const int64_t stride = s.linear ? s.item : s.arg->stride[0];
       const char* const end = base + (space_.size[0] - index[0]) * stride;
       const int64_t gap = space_.dims > 1 ? s.arg->stride[1] - space_.size[0] * stride : 0;
-      f(Patch{base + done * stride, n, stride, 1, 0, end, gap}, int64_t{0});
+      const Patch patch{base + done * stride, n, stride, 1, 0, end, gap};
+      IE_ASSERT(lies_in_tensor(s, patch));
+      f(patch, int64_t{0});
       return;
     }
     // Across rows: the rest of a row, then as many whole rows as the next dim has, then the begin of a row.
@@ -949,6 +964,7 @@ class Executor {
         patch.rows = min((n - position) / columns, space_.size[1] - at[1]);
         patch.row_stride = s.arg->stride[1];
       }
+      IE_ASSERT(lies_in_tensor(s, patch) && position + patch.columns * patch.rows <= n);
       f(patch, position);
       position += patch.columns * patch.rows;
       at[0] += patch.columns;
@@ -976,6 +992,7 @@ class Executor {
       return;
     }
     if (s.converted && is_run(s)) {
+      IE_ASSERT(lies_in_tensor(s, {base + done * s.item, n, s.item, 1, 0}));
       convert(buffer, s.want, base + done * s.item, s.arg->dtype, n);
       return;
     }
@@ -1055,6 +1072,7 @@ class Executor {
   }
   void drain_to(const Slot& s, char* base, char* buffer, int64_t n, const int64_t* index, int64_t done) {
     if (s.converted && is_run(s)) {
+      IE_ASSERT(lies_in_tensor(s, {base + done * s.item, n, s.item, 1, 0}));
       convert(base + done * s.item, s.arg->dtype, buffer, s.want, n);
       return;
     }
@@ -1138,9 +1156,43 @@ class Executor {
     }
   }
 
+  // ---- what IE_ASSERT asks ----
+
+  bool lies_in_tensor(const Slot& s, const Patch& patch) const {
+    if (s.arg->drawn != nullptr) return true; // no memory
+    const char *low = s.arg->data, *high = low + s.item;
+    for (int d = 0; d < space_.dims; ++d) {
+      const int64_t reach = (space_.size[d] - 1) * s.arg->stride[d];
+      (reach < 0 ? low : high) += reach;
+    }
+    const int64_t row = (patch.rows - 1) * patch.row_stride,
+                  column = (patch.columns - 1) * patch.column_stride;
+    const char* const first = patch.p + min(row, 0) + min(column, 0);
+    const char* const last = patch.p + max(row, 0) + max(column, 0);
+    return first >= low && last + s.item <= high;
+  }
+  // Whether n elements at p are of tensor t, or of one of its buffers.
+  bool is_reachable(int t, const char* p, int64_t n) const {
+    const Slot& s = slot_[t];
+    if (!s.used) return true;
+    const auto lies_in = [&](const auto& buffer) {
+      return p >= buffer && p + n * s.want_item <= buffer + sizeof(buffer);
+    };
+    if (lies_in(buffer_[t]) || lies_in(turned_[t])) return true;
+    const int64_t elements = s.kind == Kind::splat ? 1 : n;
+    return lies_in_tensor(s, {const_cast<char*>(p), elements, s.item, 1, 0});
+  }
+  bool all_reachable(char* const* ptr, int64_t n) const {
+    for (int t = 0; t < space_.tensors; ++t) {
+      if (slot_[t].used && !is_reachable(t, ptr[t], n)) return false;
+    }
+    return true;
+  }
+
   // ---- arithmetic on n elements of contiguous arrays ----
 
   void compute(char* const* ptr, int64_t n) {
+    IE_ASSERT(all_reachable(ptr, n));
     if (single_) {
       compute_single(ptr, n);
     } else if (move_) {
@@ -1203,6 +1255,7 @@ class Executor {
       for (int64_t line = 0; line < fetched; line += 64) __builtin_prefetch(at + kAhead + line);
       if (read_b) scalar[0] = read_splat(slot_[s.b], base[s.b] + r * b_step);
       if (read_c) scalar[1] = read_splat(slot_[s.c], base[s.c] + r * c_step);
+      IE_ASSERT(is_reachable(x, at, space_.size[0]));
       loop(at, b + r * b_step, c + r * c_step, scalar, space_.size[0]);
     }
   }
@@ -1305,10 +1358,27 @@ Path run(const Program& program, const Space& space, int64_t begin, int64_t end)
 
 extern "C" __attribute__((visibility("default"))) const inplace_ext::CpuKernels* inplace_ext_cpu_kernels() {
   using namespace inplace_ext;
-  static const CpuKernels kernels = {kAbiVersion,  kVectorBytes, kCapability,  kernel_tables().loop,
-                                     run,          fill,         convert,      contains_zero,
-                                     softmax,      dropout,      norm_part,    turn,
-                                     square_units, swap_square,  find_leaders, move_cycles,
-                                     in_range,     put_indexed,  count_mask,   put_masked};
+  static const CpuKernels kernels = {kAbiVersion,
+                                     table_fingerprint(),
+                                     kVectorBytes,
+                                     kCapability,
+                                     kernel_tables().loop,
+                                     run,
+                                     fill,
+                                     convert,
+                                     contains_zero,
+                                     softmax,
+                                     dropout,
+                                     set_operation,
+                                     norm_part,
+                                     turn,
+                                     square_units,
+                                     swap_square,
+                                     find_leaders,
+                                     move_cycles,
+                                     in_range,
+                                     put_indexed,
+                                     count_mask,
+                                     put_masked};
   return &kernels;
 }

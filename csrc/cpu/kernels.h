@@ -3,6 +3,7 @@
 // kernels_*.cpp files, so that they compile side by side.
 #pragma once
 #include "inplace_ext/functors.h"
+#include "inplace_ext/operations.h"
 #include "inplace_ext/program.h"
 #include "lanes.h"
 // math.h finds the vector functions above by argument-dependent look-up.
@@ -38,9 +39,8 @@ Path put_masked(const Masked& call, int64_t begin, int64_t end, int64_t taken);
 // The loop of a storage type exists where its compute type does; on bool only what means bool.
 template <class S>
 constexpr bool has_loop(Types types) {
-  const bool on_bool = types == Types::kUInt8 || types == Types::kAll;
-  if (std::is_same_v<S, bool_t>) return on_bool;
-  return types != Types::kUInt8 && has_form(types, compute_dtype(storage_traits<S>::dtype));
+  if (types == Types::kUInt8) return std::is_same_v<S, bool_t>;
+  return has_form(types, storage_traits<S>::dtype);
 }
 
 template <class Functor, Form F, class V>
@@ -184,6 +184,7 @@ void loop(void* x_, const void* b_, const void* c_, const Scalar* scalar, int64_
       if constexpr (kReadC) c += kStep;
     }
   }
+  IE_ASSERT(n >= 0 && n < G::kElements);
   if (n > 0) {
     const int rest = static_cast<int>(n);
     if constexpr (kReadB && F == Form::kMasked) gb = load_mask_partial<S>(b, rest);
@@ -193,12 +194,13 @@ void loop(void* x_, const void* b_, const void* c_, const Scalar* scalar, int64_
   }
 }
 
-using LoopTable = LoopFn[kOps][kDTypes][kLoopVariants];
+using LoopRow = LoopFn[kDTypes][kLoopVariants];
+using LoopTable = LoopRow[kOpCodes];
 
 template <class Functor, class S, Form F, Types T, int Cost>
-void add_loop(LoopTable& table, Op op) {
+void add_loop(LoopRow& row) {
   if constexpr (has_loop<S>(T) && F != Form::kDrawn) {
-    LoopFn* f = table[static_cast<int>(op)][static_cast<int>(storage_traits<S>::dtype)];
+    LoopFn* f = row[static_cast<int>(storage_traits<S>::dtype)];
     for_variants<F>(
         [&](auto b, auto c) { f[b * kScalarB + c * kScalarC] = loop<Functor, S, F, Cost, b, c>; });
   }
@@ -207,7 +209,7 @@ void add_loop(LoopTable& table, Op op) {
 template <class S>
 void add_loops(LoopTable& table) {
 #define INPLACE_EXT_ADD(NAME, FUNCTOR, FORM, TYPES, COST) \
-  add_loop<FUNCTOR, S, Form::FORM, Types::TYPES, COST>(table, Op::NAME);
+  add_loop<FUNCTOR, S, Form::FORM, Types::TYPES, COST>(table[static_cast<int>(Op::NAME)]);
   INPLACE_EXT_OPS(INPLACE_EXT_ADD)
 #undef INPLACE_EXT_ADD
 }
@@ -336,7 +338,7 @@ void stage_op(IE_STAGE_PARAMS) {
 }
 // The stages of one compute type. Loads, stores and rounding are indexed by the storage dtype.
 struct StageTable {
-  AnyFn op[kOps][kLoopVariants];
+  AnyFn op[kOpCodes][kLoopVariants];
   AnyFn load[kDTypes], store[kDTypes], round[kDTypes];
   AnyFn load_scalar, store_converted, end;
   void (*run_tiles)(const Linked*, Tile*, int64_t tiles);
@@ -354,10 +356,9 @@ void run_tiles(const Linked* first, Tile* tile, int64_t tiles) {
 }
 
 template <class Functor, Form F, Types T, int Cost, class C>
-void add_stage(StageTable& table, Op op) {
+void add_stage(AnyFn (&f)[kLoopVariants]) {
   if constexpr (has_form(T, storage_traits<C>::dtype)) {
     using V = Vec<C>;
-    AnyFn* f = table.op[static_cast<int>(op)];
     for_variants<F>([&](auto b, auto c) {
       const StageFn<V> fn = stage_op<Functor, F, Cost, b, c, V>;
       f[b * kScalarB + c * kScalarC] = reinterpret_cast<AnyFn>(fn);
@@ -384,7 +385,7 @@ template <class C>
 void add_stages(StageTable& table) {
   using V = Vec<C>;
 #define INPLACE_EXT_ADD(NAME, FUNCTOR, FORM, TYPES, COST) \
-  add_stage<FUNCTOR, Form::FORM, Types::TYPES, COST, C>(table, Op::NAME);
+  add_stage<FUNCTOR, Form::FORM, Types::TYPES, COST, C>(table.op[static_cast<int>(Op::NAME)]);
   INPLACE_EXT_OPS(INPLACE_EXT_ADD)
 #undef INPLACE_EXT_ADD
   add_memory_stages<C, C>(table);

@@ -99,6 +99,7 @@ IE_INLINE half_bits to_bits(Vec<float> f, half_t) {
 // The first `bytes` of a register, fewer than it has, zeros above.
 template <class R>
 IE_INLINE R load_bytes(const void* p, int bytes) {
+  IE_ASSERT(bytes >= 0 && bytes < static_cast<int>(sizeof(R)));
 #if defined(INPLACE_EXT_AVX512)
   return (R)_mm512_maskz_loadu_epi8((__mmask64(1) << bytes) - 1, p);
 #else
@@ -141,6 +142,7 @@ __attribute__((noinline)) inline void store_part(void* p, __m512i r, int bytes) 
 #endif
 template <class R>
 IE_INLINE void store_bytes(void* p, R r, int bytes) {
+  IE_ASSERT(bytes >= 0 && bytes < static_cast<int>(sizeof(R)));
 #if defined(INPLACE_EXT_AVX512)
   store_part(p, (__m512i)r, bytes);
 #else

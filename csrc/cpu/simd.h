@@ -11,6 +11,10 @@
 
 #include "inplace_ext/dtype.h"
 #include "inplace_ext/target.h"
+#if defined(INPLACE_EXT_DEBUG)
+#include <cstdio>
+#include <cstdlib>
+#endif
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -37,6 +41,18 @@ constexpr const char* kCapability = "baseline";
 constexpr bool kHasFma = true;
 #else
 constexpr bool kHasFma = false;
+#endif
+
+// What must hold of the places that are read and written; checked in builds of jit.load(debug=True) only.
+#if defined(INPLACE_EXT_DEBUG)
+[[noreturn]] inline void fail_assertion(const char* condition, const char* file, int line) {
+  std::fprintf(stderr, "inplace_ext: %s:%d: it does not hold that %s\n", file, line, condition);
+  std::abort();
+}
+#define IE_ASSERT(...) \
+  ((__VA_ARGS__) ? static_cast<void>(0) : inplace_ext::fail_assertion(#__VA_ARGS__, __FILE__, __LINE__))
+#else
+#define IE_ASSERT(...) static_cast<void>(0)
 #endif
 
 template <class T, int N>

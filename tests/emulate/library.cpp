@@ -98,7 +98,7 @@ double norm_part(const void* x, DType dtype, int64_t n, Norm norm) {
   return result;
 }
 
-const LoopFn no_loops[kOps][kDTypes][kLoopVariants] = {};
+const LoopFn no_loops[kOpCodes][kDTypes][kLoopVariants] = {};
 
 } // namespace
 } // namespace inplace_ext
@@ -108,9 +108,11 @@ extern "C" {
 __attribute__((visibility("default"))) const inplace_ext::CpuKernels* inplace_ext_cpu_kernels() {
   using namespace inplace_ext;
   // Without loops and fills: everything elementwise is a program.
-  static const CpuKernels kernels = {kAbiVersion, 16,          "emulated",  no_loops,
-                                     run_program, nullptr,     convert_all, contains_zero,
-                                     run_softmax, run_dropout, norm_part};
+  static const CpuKernels kernels = {
+      kAbiVersion,   table_fingerprint(), 16,          "emulated",
+      no_loops,      run_program,         nullptr,     convert_all,
+      contains_zero, run_softmax,         run_dropout, [](int, const OpKernels&) {},
+      norm_part};
   return &kernels;
 }
 

@@ -7,11 +7,20 @@
 
 namespace inplace_ext {
 
-// The compute types an operation is built for; kAll and kUInt8 are those that bool tensors have as well.
-enum class Types : uint8_t { kNumber, kFloat, kAll, kUInt8 };
-constexpr bool has_form(Types types, DType compute) {
-  return types == Types::kNumber || types == Types::kAll ||
-         (types == Types::kFloat && is_floating(compute)) || (types == Types::kUInt8 && compute == DType::u8);
+// The dtypes an operation is built for, a bit for each; kAll and kUInt8 are those that bool tensors have as
+// well.
+constexpr uint16_t bit_of(DType t) {
+  return static_cast<uint16_t>(1 << static_cast<int>(t));
+}
+enum class Types : uint16_t {
+  kFloat = bit_of(DType::f32) | bit_of(DType::f64) | bit_of(DType::f16) | bit_of(DType::bf16),
+  kNumber = kFloat | bit_of(DType::u8) | bit_of(DType::i8) | bit_of(DType::i16) | bit_of(DType::i32) |
+      bit_of(DType::i64),
+  kAll = kNumber | bit_of(DType::b8),
+  kUInt8 = bit_of(DType::u8) | bit_of(DType::b8),
+};
+constexpr bool has_form(Types types, DType t) {
+  return (static_cast<uint16_t>(types) & bit_of(t)) != 0;
 }
 
 // What an operation takes beside the element a of the tensor that is changed.
@@ -133,5 +142,21 @@ constexpr OpInfo kOpInfo[kOps] = {
     INPLACE_EXT_OPS(INPLACE_EXT_INFO)
 #undef INPLACE_EXT_INFO
 };
+
+// Codes above those of the table are for operations that are added at run time (operations.h), whose
+// kernels come from libraries of their own. Op::count itself stays free: it stands for no operation.
+constexpr int kFirstAdded = kOps + 1, kMaxAdded = 128;
+constexpr int kOpCodes = kFirstAdded + kMaxAdded;
+
+// A number that differs where the tables of two builds do: codes mean the same in libraries of one number.
+constexpr uint32_t table_fingerprint() {
+  uint32_t hash = 2166136261u;
+  const auto mix = [&](int value) { hash = (hash ^ static_cast<uint32_t>(value)) * 16777619u; };
+  for (const OpInfo& op : kOpInfo) {
+    for (const char* p = op.name; *p != 0; ++p) mix(*p);
+    mix(static_cast<int>(op.form)), mix(static_cast<int>(op.types)), mix(op.cost);
+  }
+  return hash;
+}
 
 } // namespace inplace_ext

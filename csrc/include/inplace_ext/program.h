@@ -21,7 +21,7 @@ constexpr int kMaxDims = 16;
 
 // Stage codes beside the operations of the table. kRound rounds the accumulator to the dtype `b`, as a store
 // and a load would: a chain uses it where each operation must round on its own.
-enum StageCode : uint16_t { kLoad = kOps, kStore, kRound, kStageCodes };
+enum StageCode : uint16_t { kLoad = kOpCodes, kStore, kRound, kStageCodes };
 
 enum class Operand : uint8_t { none, scalar, tensor, temporary };
 
@@ -242,10 +242,20 @@ using LoopFn = void (*)(void* x, const void* b, const void* c, const Scalar* sca
 // Bits of the variant of a loop.
 enum LoopVariant { kTensorOperands = 0, kScalarB = 1, kScalarC = 2, kLoopVariants = 4 };
 
+// What a library of a single operation exports, for one instruction set: one that is added, or one of the
+// table that was compiled alone.
+struct OpKernels {
+  uint32_t abi, table; // as of CpuKernels
+  const char* capability;
+  OpInfo info;
+  LoopFn loop[kDTypes][kLoopVariants];
+  void (*stage[kDTypes][kLoopVariants])(); // by compute type
+};
+
 // What a CPU kernel library exports, one library per instruction set.
 constexpr uint32_t kAbiVersion = 9;
 struct CpuKernels {
-  uint32_t abi;
+  uint32_t abi, table; // kAbiVersion and table_fingerprint() of the build
   int vector_bytes;
   const char* capability;
   // Null where the operation has no such form.
@@ -262,6 +272,8 @@ struct CpuKernels {
   Path (*softmax)(const Softmax&, int64_t begin, int64_t end);
   // Works on elements [begin, end) where there is one line, else on lines.
   Path (*dropout)(const Dropout&, int64_t begin, int64_t end);
+  // Makes the code that of an operation, from now on.
+  void (*set_operation)(int code, const OpKernels&);
   // Of an array of float32 or float64.
   double (*norm_part)(const void* x, DType dtype, int64_t n, Norm norm);
   // From one place to another.
