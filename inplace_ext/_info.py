@@ -27,7 +27,7 @@ class Info:
     threads: int
     #: The kernel library in use, which :func:`inplace_ext.jit.load` replaces.
     kernels: str | None
-    #: The CUDA toolkit that the device's kernels are compiled by, for which architectures, or why there are none.
+    #: The CUDA toolkit that compiled the device's kernels, for which architectures, or why there are none.
     cuda: str | None
     cuda_architectures: list[str]
     cuda_reason: str | None
