@@ -604,6 +604,18 @@ def test_setitem(index: Any) -> None:
             call("setitem_", x, index, make(selected, dtype, "transposed", 3))
 
 
+def test_dims_of_indices_that_are_apart_come_first() -> None:
+    i, j = torch.tensor([0, 2, 1]), torch.tensor([[1], [3]])
+    for index in (
+        (slice(None), i, slice(None), j),
+        (None, i, slice(1, 3), slice(None), j),
+        (slice(1, None), i, j),
+        (..., i, slice(None), j),
+    ):
+        x = make((2, 3, 5, 4) if len(index) > 3 or index[0] is ... else (2, 3, 4), torch.float32)
+        call("setitem_", x, index, make(tuple(x[index].shape), torch.float32, "contiguous", 3))
+
+
 def test_setitem_of_odd_values_and_shapes() -> None:
     mask, index = torch.tensor([True, False, True]), torch.tensor([1])
     for item in (0, slice(1, None), mask, index, ...):
