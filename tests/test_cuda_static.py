@@ -20,7 +20,7 @@ from inplace_ext import _build
 ROOT = Path(__file__).resolve().parents[1]
 TOOLKIT = _build.find_toolkit()
 pytestmark = [
-    pytest.mark.skipif(TOOLKIT is None, reason="needs nvcc"),
+    pytest.mark.skipif(TOOLKIT is None or shutil.which("c++filt") is None, reason="needs nvcc and c++filt"),
     pytest.mark.skipif(not (ROOT / "csrc" / "cuda").exists(), reason="needs the source tree"),
     pytest.mark.nosanitize,
 ]
@@ -78,18 +78,12 @@ class Compiled:
 
 
 def demangled(names: list[str]) -> list[str]:
-    filt = shutil.which("cu++filt") or str(TOOLKIT.home / "bin" / "cu++filt")  # type: ignore[union-attr]
-    text = subprocess.run([filt], input="\n".join(names), capture_output=True, text=True, check=True).stdout
+    """Such as run_space<float, 4, false, unsigned int>."""
+    text = subprocess.run(
+        ["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True
+    ).stdout
     short = text.replace("inplace_ext::cuda::", "").replace("inplace_ext::", "")
-    return [re.sub(r"^void |\(.*$|\(bool\)|\(int\)", "", line) for line in _flat(short)]
-
-
-def _flat(text: str) -> list[str]:
-    # cu++filt writes template arguments that are numbers as (int)4 and (bool)1.
-    return [
-        re.sub(r"\(bool\)([01])", lambda m: "true" if m[1] == "1" else "false", line).replace("(int)", "")
-        for line in text.splitlines()
-    ]
+    return [line.removeprefix("void ").partition("(")[0] for line in short.splitlines()]
 
 
 def compile_for(architecture: int, folder: Path) -> Compiled:
@@ -188,8 +182,6 @@ def test_packs_are_moved_at_once(compiled: Compiled, access: str) -> None:
     for name, text in compiled.ptx.items():
         if re.match(r"run_(space|list)<(float|double|long|int|short, 8|(un)?signed char, 16)", name):
             assert wide.search(text), name
-        # What `memory.store` and `memory.load` are for wide dtypes is not in local memory either.
-        assert name.startswith("run_") is False or ".local" not in text or ", true" in name, name
 
 
 def test_exceptions_are_needed(compiled: Compiled) -> None:
