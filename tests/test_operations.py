@@ -51,6 +51,11 @@ def safe(name: str, x: torch.Tensor) -> torch.Tensor:
     return without(x, torch.iinfo(x.dtype).min) if x.dtype in INTS and name in ("remainder_", "fmod_") else x
 
 
+def loop_of(name: str) -> str:
+    """The path of an operation on elements side by side: a mask and a number pass over blocks that stay."""
+    return "mask_blocks" if name == "masked_fill_" else "loop"
+
+
 @each(OTHERS)
 def test_layouts_and_tails(name: str, dtype: torch.dtype) -> None:
     shapes = [(1,), (15,), (67,), (300,), (3, 5, 33), (20, 70)]
@@ -64,7 +69,7 @@ def test_layouts_and_tails(name: str, dtype: torch.dtype) -> None:
                 same = all(a.stride() == x.stride() for a in args if isinstance(a, torch.Tensor) and a.dim())
                 dense = layout != "step" or x.numel() == 1
                 no_op = name in NO_OPS and dtype not in FLOATS
-                path = "loop" if no_op or (dense and same) else None
+                path = loop_of(name) if no_op or (dense and same) else None
                 check(name, x, *args, path=path, **kwargs)
                 if path is None and len(args) == 0:
                     expect_path("staged")
@@ -92,7 +97,7 @@ def test_special_values(name: str, dtype: torch.dtype) -> None:
         ]
         if name in ("masked_fill_", "where_") and isinstance(arguments[0], torch.Tensor):
             arguments[0] = mask
-        check(name, left.clone(), *arguments, path="loop", torch_too=True, **kwargs)
+        check(name, left.clone(), *arguments, path=loop_of(name), torch_too=True, **kwargs)
         for capability in CAPABILITIES:
             with backend(capability):
                 base = getattr(ie, name)(left.clone(), *arguments, **kwargs)
@@ -137,7 +142,7 @@ def test_selection_keeps_the_bits_of_nan(name: str, dtype: torch.dtype) -> None:
         with backend(capability):
             for y in (x.clone(), x.repeat_interleave(2)[::2]):
                 getattr(ie, name)(y, nothing, 1.0)
-                expect_path("loop" if y.is_contiguous() else "staged")
+                expect_path(loop_of(name) if y.is_contiguous() else "staged")
                 assert torch.equal(bits(y), bits(x))
 
 
@@ -166,7 +171,7 @@ def test_masks(name: str) -> None:
             with backend(where):
                 x = torch.zeros(300, dtype=dtype)
                 getattr(ie, name)(x, odd, one)
-                expect_path("loop")
+                expect_path(loop_of(name))
                 assert torch.equal(x != 0, (odd.view(torch.uint8) != 0) == (name == "masked_fill_"))
     x = torch.tensor([True, False] * 70)
     check(name, x, x, False)
