@@ -43,18 +43,6 @@ constexpr bool has_loop(Types types) {
   return has_form(types, storage_traits<S>::dtype);
 }
 
-template <class Functor, Form F, class V>
-IE_INLINE V apply(V a, V b, V c, V d) {
-  if constexpr (takes_third(F)) {
-    return Functor::apply(a, b, c, d);
-  } else if constexpr (operands_of(F) == 0) {
-    return Functor::apply(a);
-  } else if constexpr (operands_of(F) == 1) {
-    return Functor::apply(a, b);
-  } else {
-    return Functor::apply(a, b, c);
-  }
-}
 // Calls f for each variant that is built of a form: those whose b and c come from numbers where they must.
 template <Form F, class Call>
 void for_variants(Call f) {

@@ -59,24 +59,6 @@ template <class T, int N>
 struct raw_vector {
   typedef T type __attribute__((vector_size(N * sizeof(T))));
 };
-template <int Size>
-struct int_of_size;
-template <>
-struct int_of_size<1> {
-  using type = int8_t;
-};
-template <>
-struct int_of_size<2> {
-  using type = int16_t;
-};
-template <>
-struct int_of_size<4> {
-  using type = int32_t;
-};
-template <>
-struct int_of_size<8> {
-  using type = int64_t;
-};
 
 // A mask: all ones or all zeros in each lane of `Size` bytes.
 template <int Size>

@@ -21,19 +21,6 @@ namespace inplace_ext::cuda {
 
 // ---- operations -------------------------------------------------------------------------------------------
 
-template <class Functor, Form F, class V>
-IE_INLINE V apply(V a, V b, V c, V d) {
-  if constexpr (takes_third(F)) {
-    return Functor::apply(a, b, c, d);
-  } else if constexpr (operands_of(F) == 0) {
-    return Functor::apply(a);
-  } else if constexpr (operands_of(F) == 1) {
-    return Functor::apply(a, b);
-  } else {
-    return Functor::apply(a, b, c);
-  }
-}
-
 // Operations that hardly need registers of their own are written out for all elements; of the others there is
 // one copy, past which the packs turn.
 template <class Functor, Form F, int Cost, class C, int E>

@@ -17,25 +17,6 @@ namespace inplace_ext {
 
 constexpr bool kHasFma = true;
 
-template <int Size>
-struct int_of_size;
-template <>
-struct int_of_size<1> {
-  using type = int8_t;
-};
-template <>
-struct int_of_size<2> {
-  using type = int16_t;
-};
-template <>
-struct int_of_size<4> {
-  using type = int32_t;
-};
-template <>
-struct int_of_size<8> {
-  using type = int64_t;
-};
-
 // What a comparison of lanes of `Size` bytes gives.
 template <int Size>
 struct Mask {

@@ -8,6 +8,26 @@ namespace inplace_ext {
 enum class DType : uint8_t { f32, f64, f16, bf16, u8, i8, i16, i32, i64, b8 };
 constexpr int kDTypes = 10;
 
+// The signed integer of as many bytes.
+template <int Size>
+struct int_of_size;
+template <>
+struct int_of_size<1> {
+  using type = int8_t;
+};
+template <>
+struct int_of_size<2> {
+  using type = int16_t;
+};
+template <>
+struct int_of_size<4> {
+  using type = int32_t;
+};
+template <>
+struct int_of_size<8> {
+  using type = int64_t;
+};
+
 // Storage-only types: 16-bit floats are computed in float32, bool in uint8 holding 0 or 1.
 struct half_t {
   uint16_t bits;

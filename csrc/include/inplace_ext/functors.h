@@ -8,6 +8,7 @@
 #include <limits>
 #include <type_traits>
 
+#include "inplace_ext/op_table.h"
 #include "inplace_ext/target.h"
 
 namespace inplace_ext {
@@ -420,5 +421,19 @@ struct Softplus {
     return softplus(a, beta, threshold);
   }
 };
+
+// A functor with the operands that its form takes.
+template <class Functor, Form F, class V>
+IE_INLINE V apply(V a, V b, V c, V d) {
+  if constexpr (takes_third(F)) {
+    return Functor::apply(a, b, c, d);
+  } else if constexpr (operands_of(F) == 0) {
+    return Functor::apply(a);
+  } else if constexpr (operands_of(F) == 1) {
+    return Functor::apply(a, b);
+  } else {
+    return Functor::apply(a, b, c);
+  }
+}
 
 } // namespace inplace_ext
