@@ -23,8 +23,9 @@ def last_path() -> str:
     matrices that fit the buffer, ``tiles`` for squares, ``cycles`` for wide blocks, ``strips`` where one side
     is short, ``panels`` for other matrices, ``large_panels`` where no panel fits the buffer, ``gathered``
     where gaps are closed or all that changes places fits it; of several transpositions, the last.
-    Of indices: ``index_rows`` for rows that an index moves as a whole,
-    ``index_elements`` for elements that go to places of their own. Of masks: ``mask_blocks`` for elements
+    Of indices: ``index_rows`` for rows that an index moves as a whole, ``index_elements`` for elements that
+    go to places of their own, ``columns`` for those of a matrix that no cache holds, whose index says which
+    row they go to. Of masks: ``mask_blocks`` for elements
     side by side, ``mask_rows`` for rows that one element of the mask is for, and ``mask_elements`` for any
     other layout.
     """

@@ -330,6 +330,22 @@ def test_scatter(dtype: torch.dtype, layout: str) -> None:
                 )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.uint8], ids=dtype_name)
+@pytest.mark.parametrize("rows,columns", [(1024, 1041), (2048, 1031), (40, 100)])
+def test_scatter_to_rows_of_a_large_matrix(dtype: torch.dtype, rows: int, columns: int) -> None:
+    """In strips of columns, which end within a line; what the index leaves out stays."""
+    path = "columns" if rows * columns * dtype.itemsize > 1 << 20 else "index_elements"
+    x = make((rows, columns + 3), dtype, "contiguous")[:, 1:-2]
+    index = index_of(rows * columns, rows, 1).view(rows, columns)
+    source = make((rows, columns), dtype, "contiguous", 5, 0)
+    call("scatter_", x, 0, index, source, path=path)
+    call("scatter_", x, 0, index[:, : columns - 5], 1, path=path)
+    call("scatter_", x, 0, index[: rows // 2 - 1], source, path="index_elements")
+    call("scatter_", x.unsqueeze(0), 1, index.unsqueeze(0), source.unsqueeze(0), path=path)
+    with threads(2):
+        call("scatter_", x, 0, index.int(), source)
+
+
 def test_scatter_of_odd_arguments() -> None:
     one, index = torch.ones(1), torch.tensor([0])
     for x, i, source in [

@@ -3,6 +3,7 @@
 // The points of one destination are visited in their own order, whatever the order of the other dims, so that
 // of several copies to one place the last stays, and sums are taken in the order of the index.
 #include <algorithm>
+#include <cstdlib>
 
 #include "rows.h"
 
@@ -13,6 +14,10 @@ namespace {
 constexpr int kPoints = 256;
 // How many points ahead the memory of a destination is asked for.
 constexpr int kAhead = 16;
+// How far ahead, in bytes, what is read one after the other is asked for; with short lines, how many of them.
+constexpr int64_t kStreamAhead = 2048, kLinesAhead = 4, kLineBytes = 64;
+// Of the second-level cache, what the places of elements may take that are visited again and again.
+constexpr int64_t kNear = 256 << 10;
 // Elements of a source that is gathered before it is added.
 constexpr int64_t kGathered = 512;
 
@@ -140,6 +145,14 @@ bool shares_places(const Indexed& call, int64_t begin, int64_t end) {
   return call.shared == kByDestination && !(begin == 0 && end == call.index[0].length);
 }
 
+// The bytes of x in which all places of a line of elements lie, where they lie close together and those of
+// the next line are others; else 0.
+int64_t near_places(const Indexed& call) {
+  const int64_t bytes = call.index[0].length * call.index[0].stride;
+  const bool moves_on = call.dims > 1 && call.step[0] == 0 && call.step[1] != 0;
+  return moves_on && bytes <= std::min(kNear, 2 * call.size[0] * item_size(call.dtype)) ? bytes : 0;
+}
+
 // Calls f(destination, source) for the points of dim d of a line that are this thread's.
 template <class F>
 IE_INLINE void for_points(const Indexed& call, const Line& line, int d, int64_t begin, int64_t end, F f) {
@@ -162,10 +175,12 @@ IE_INLINE void for_points(const Indexed& call, const Line& line, int d, int64_t 
   }
 }
 // The same for elements with one index, all of them this thread's, and neighbours in memory with Dense. What
-// comes between two stores counts: a few places are known before the first of them is written.
+// comes between two stores counts: a few places are known before the first of them is written. Memory is
+// asked for ahead: of what is read, past the ends of pages, where the processor's own prefetching stops; and
+// of the places of the next line, which it cannot foresee.
 template <class I, bool Dense, class F>
 IE_INLINE void for_elements(const Indexed& call, const Line& line, F f) {
-  constexpr int kBatch = 4;
+  constexpr int kBatch = 4, kBlock = 16;
   const Index& index = call.index[0];
   const int64_t n = call.size[0], step = call.step[0], source_step = call.source_step[0];
   const int64_t index_step = Dense ? sizeof(I) : index.step[0], length = index.length, stride = index.stride;
@@ -175,16 +190,32 @@ IE_INLINE void for_elements(const Indexed& call, const Line& line, F f) {
     const int64_t at = read<I>(p + i * index_step);
     return x + i * step + (at + ((at >> 63) & length)) * stride;
   };
+  const auto put = [&](auto count) __attribute__((always_inline)) {
+    char* to[count];
+#pragma GCC unroll 4
+    for (int k = 0; k < count; ++k) to[k] = place(k);
+#pragma GCC unroll 4
+    for (int k = 0; k < count; ++k) f(to[k], source + k * source_step);
+    x += count * step, source += count * source_step, p += count * index_step;
+  };
+  const auto ahead = [&](int64_t own, int64_t next) {
+    return call.dims > 1 && n * own < kStreamAhead ? kLinesAhead * next : kStreamAhead;
+  };
+  const int64_t index_ahead = ahead(index_step, index.step[1]);
+  const int64_t source_ahead = ahead(source_step, call.source_step[1]);
+  const char* next = line.data + (call.dims > 1 ? call.step[1] : 0);
+  const int64_t near = near_places(call), next_step = near == 0 ? 0 : near * kBlock / n;
   int64_t i = 0;
-  for (; i + kBatch <= n; i += kBatch) {
-    char* to[kBatch];
+  for (; i + kBlock <= n; i += kBlock) {
+    __builtin_prefetch(source + source_ahead);
+    for (int64_t b = 0; b < kBlock * index_step && Dense; b += kLineBytes)
+      __builtin_prefetch(p + index_ahead + b);
+    for (int64_t b = 0; b < next_step; b += kLineBytes) __builtin_prefetch(next + b, 1);
+    next += next_step;
 #pragma GCC unroll 4
-    for (int k = 0; k < kBatch; ++k) to[k] = place(k);
-#pragma GCC unroll 4
-    for (int k = 0; k < kBatch; ++k) f(to[k], source + k * source_step);
-    x += kBatch * step, source += kBatch * source_step, p += kBatch * index_step;
+    for (int k = 0; k < kBlock; k += kBatch) put(std::integral_constant<int, kBatch>());
   }
-  for (int k = 0; i + k < n; ++k) f(place(k), source + k * source_step);
+  for (; i < n; ++i) put(std::integral_constant<int, 1>());
 }
 template <class I, class F>
 IE_INLINE void for_elements(const Indexed& call, const Line& line, F f) {
@@ -245,6 +276,41 @@ void put_elements(const Indexed& call, int64_t begin, int64_t end) {
       }
     });
   }
+}
+
+// Elements side by side whose index says which row each goes to, in a matrix that no cache holds: each would
+// bring in a line and have it written back. A strip of columns at a time is copied to where it stays in cache
+// and back, since rows of a power of two would share too few places of it. False where that is no help.
+bool put_columns(const Indexed& call, int64_t begin, int64_t end) {
+  constexpr int64_t kMostBytes = 1 << 20;
+  constexpr int64_t kRowsAhead = 8;
+  const Index& index = call.index[0];
+  const int64_t item = item_size(call.dtype), columns = call.size[0], rows = index.length,
+                pitch = index.stride;
+  const bool fits = call.dims == 2 && call.indices == 1 && call.step[0] == item && call.step[1] == 0 &&
+                    pitch >= columns * item && call.size[1] >= rows / 2 && !shares_places(call, begin, end);
+  if (!fits || rows * columns * item <= kMostBytes || rows * kLineBytes > kMostBytes) return false;
+  const int64_t strip_bytes = std::min(kMostBytes / rows & -kLineBytes, 4 * kLineBytes);
+  char* const strip = static_cast<char*>(std::aligned_alloc(kLineBytes, rows * strip_bytes));
+  if (strip == nullptr) return false;
+  for (int64_t first = 0; first < columns; first += strip_bytes / item) {
+    Indexed part = call;
+    part.size[0] = std::min(strip_bytes / item, columns - first);
+    const int64_t bytes = part.size[0] * item;
+    char* const x = call.data + first * item;
+    for (int64_t r = 0; r < rows; ++r) {
+      __builtin_prefetch(x + (r + kRowsAhead) * pitch, 1);
+      copy_run(strip + r * strip_bytes, x + r * pitch, bytes);
+    }
+    part.data = strip;
+    part.source += first * call.source_step[0];
+    part.index[0].data += first * index.step[0];
+    part.index[0].stride = strip_bytes;
+    put_elements(part, begin, end);
+    for (int64_t r = 0; r < rows; ++r) copy_run(x + r * pitch, strip + r * strip_bytes, bytes);
+  }
+  std::free(strip);
+  return true;
 }
 
 // ---- rows: dim 0 lies the same way from every point -------------------------------------------------------
@@ -522,14 +588,20 @@ bool all_in_range(const char* p, int64_t step, int64_t n, int64_t low, int64_t h
     const int64_t m = std::min(kBlock, n - first);
     const char* const block = p + first * step;
     U outside = 0;
+    const auto look = [&](int64_t from, int64_t to, int64_t item) __attribute__((always_inline)) {
+      for (int64_t i = from; i < to; ++i)
+        outside |= static_cast<U>(static_cast<U>(read<I>(block + i * item)) - static_cast<U>(low)) >= span;
+    };
     if (step == sizeof(I)) {
-      for (int64_t i = 0; i < m; ++i) {
-        const I at = read<I>(block + i * static_cast<int64_t>(sizeof(I)));
-        outside |= static_cast<U>(static_cast<U>(at) - static_cast<U>(low)) >= span;
+      constexpr int64_t kLine = kLineBytes / sizeof(I);
+      int64_t i = 0;
+      for (; i + kLine <= m; i += kLine) {
+        __builtin_prefetch(block + i * static_cast<int64_t>(sizeof(I)) + kStreamAhead);
+        look(i, i + kLine, sizeof(I));
       }
+      look(i, m, sizeof(I));
     } else {
-      for (int64_t i = 0; i < m; ++i)
-        outside |= static_cast<U>(static_cast<U>(read<I>(block + i * step)) - static_cast<U>(low)) >= span;
+      look(0, m, step);
     }
     if (outside != 0) return false;
   }
@@ -557,6 +629,7 @@ Path put_indexed(const Indexed& given, int64_t begin, int64_t end) {
     put_rows(call, begin, end);
     return Path::index_rows;
   }
+  if (put_columns(call, begin, end)) return Path::columns;
   put_elements(call, begin, end);
   return Path::index_elements;
 }
