@@ -64,11 +64,13 @@ sanitize: build  ## run the tests with the C++ under AddressSanitizer and UBSan
 
 # The kernels of the device run on the CPU (tests/emulate): the whole suite of the CPU's kernels, and the
 # device's own tests with the sanitizers in the kernels and the emulation.
-EMULATED_TESTS := tests/test_emulated.py tests/test_emulated_faults.py tests/test_emulated_programs.py
+EMULATED_TESTS := tests/test_emulated.py tests/test_emulated_faults.py tests/test_emulated_programs.py \
+                  tests/test_emulated_indexing.py
 
 emulate: build  ## run the tests of the kernels on the emulated CUDA device
 	INPLACE_EXT_TEST_EMULATED=1 $(BIN)/pytest -q -p no:cacheprovider tests/test_parity.py tests/test_layouts.py \
-	tests/test_engine.py tests/test_operations.py tests/test_softmax.py tests/test_dropout.py tests/test_hypothesis.py
+	tests/test_engine.py tests/test_operations.py tests/test_softmax.py tests/test_dropout.py tests/test_hypothesis.py \
+	tests/test_indexing.py
 
 emulate-asan: build  ## run the tests of the emulated device under AddressSanitizer and UBSan
 	INPLACE_EXT_EMULATE_SANITIZE=address LD_PRELOAD="$(strip $(ASAN_LIBS))" \

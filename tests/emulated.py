@@ -7,6 +7,7 @@ import ctypes
 import functools
 import hashlib
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -144,6 +145,19 @@ def launches() -> list[Launch]:
     """The launches since the last call."""
     text = library().inplace_ext_emulate_launches().decode()
     return [_launch(line) for line in text.splitlines()]
+
+
+def note(seen: set[str]) -> list[Launch]:
+    """The launches since the last call; adds the names of their kernels."""
+    made = launches()
+    seen.update(launch.kernel.split("<")[0] for launch in made)
+    return made
+
+
+def kernels_of(*headers: str) -> set[str]:
+    """The names of the kernels of headers of csrc/cuda."""
+    text = "".join((ROOT / "csrc" / "cuda" / header).read_text() for header in headers)
+    return set(re.findall(r"IE_GLOBAL void\s+IE_LAUNCH_BOUNDS\([^\n]*\)\s+(\w+)\(", text))
 
 
 def _launch(line: str) -> Launch:

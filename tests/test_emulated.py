@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import itertools
 import math
-import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 import test_dropout
 import test_softmax
 import torch
-from emulated import ROOT, SANITIZER, SECTOR, device, launches
+from emulated import SANITIZER, SECTOR, device, launches
 from helpers import FLOATS, LAYOUTS, clone_strided, dtype_name, make, matches, same_bits
 
 import inplace_ext as ie
@@ -38,9 +37,7 @@ def note_kernels() -> Iterator[None]:
 
 
 def note() -> list[emulated.Launch]:
-    made = launches()
-    seen.update(launch.kernel.split("<")[0] for launch in made)
-    return made
+    return emulated.note(seen)
 
 
 def wide(dtype: torch.dtype) -> bool:
@@ -460,8 +457,5 @@ def test_every_kernel_has_run() -> None:
     """Runs last: the kernels of the headers are those that the tests above have launched."""
     if not seen & {"softmax_long"} or not seen & {"scale_parts"}:
         pytest.skip("the other tests of this module have not run")
-    kernels: set[str] = set()
-    for header in ("softmax.cuh", "dropout.cuh", "norm.cuh"):
-        text = (ROOT / "csrc" / "cuda" / header).read_text()
-        kernels.update(re.findall(r"IE_GLOBAL void\s+IE_LAUNCH_BOUNDS\([^\n]*\)\s+(\w+)\(", text))
+    kernels = emulated.kernels_of("softmax.cuh", "dropout.cuh", "norm.cuh")
     assert len(kernels) == 11 and kernels <= seen, kernels - seen

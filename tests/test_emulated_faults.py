@@ -35,7 +35,8 @@ def report(kernel: str, guarded: int = 0) -> str:
 
 
 @pytest.mark.parametrize(
-    "kernel", ["sums_of_all", "half_warps", "neighbours", "warp_neighbours", "tail", "pack"]
+    "kernel",
+    ["sums_of_all", "half_warps", "neighbours", "warp_neighbours", "tail", "pack", "all_write_the_same"],
 )
 def test_sound_kernels_run(kernel: str) -> None:
     assert report(kernel) == ""
@@ -53,6 +54,7 @@ FAULTS = {
     "pack_misaligned": "reads 16 bytes of global memory misaligned, at byte",
     "beyond_shared": "bytes at byte 256 of the shared array shared of 256 bytes, out of bounds",
     "beyond_dynamic": "of the shared array shared of 8 bytes, out of bounds",
+    "assertion": "device-side assertion failed: x is too large",
     "too_many_threads": "blocks of (2048, 1, 1) threads",
     "too_much_shared": "bytes of shared memory",
 }
@@ -62,6 +64,8 @@ RACES = {
     "warp_neighbours_without_barrier": "with no barrier in between",
     "across_blocks": "with no barrier in between",
     "all_write_one": "touches, with no barrier in between",
+    "not_the_same": "touches, with no barrier in between",
+    "same_beside_others": "touches, with no barrier in between",
     "never_written": "which nobody has written",
 }
 

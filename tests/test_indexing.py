@@ -79,17 +79,23 @@ def shared(x: torch.Tensor, operand: torch.Tensor) -> bool:
     return operand.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
 
 
+def asserted(where: str, error: BaseException | None) -> bool:
+    """Whether a device has found what else raises an exception of torch's: it can only end the work."""
+    return where == "emulated" and type(error) is RuntimeError and "device-side assertion" in str(error)
+
+
 def call(
     name: str,
     x: torch.Tensor,
     *args: Any,
-    path: str | None = None,
+    path: str | tuple[str, str] | None = None,
     want: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> torch.Tensor:
     """Calls the operation on every backend and checks the whole contract; returns x.
 
-    The reference is `want`, of a sum, or what torch's own form does.
+    The reference is `want`, of a sum, or what torch's own form does. `path` may be two, the CPU's and that of
+    a device.
     """
     __tracebackhide__ = True
     what = (name, x.dtype, tuple(x.shape), x.stride(), described(args), described(kwargs))
@@ -122,14 +128,17 @@ def call(
             except Exception as e:
                 caught = e
             if path is not None and caught is None:
-                expect_path(path, what)
+                expect_path(path if isinstance(path, str) else path[where == "emulated"], what)
         if caught is not None or error is not None:
-            assert type(caught) is error, f"{caught!r}, expected {error} on {where} {what}"
+            known = type(caught) is error or (error is not None and asserted(where, caught))
+            assert known, f"{caught!r}, expected {error} on {where} {what}"
             assert torch.equal(storage_bytes(x), saved), f"written before the error on {where} {what}"
             assert x._version == version, f"version moved by an error on {where} {what}"
             continue
         assert result is x, what
         assert x._version - version == bumps, f"version moved by {x._version - version}, not {bumps} {what}"
+        if not settled and where == "emulated" and testing.last_path() == "torch":
+            continue
         good = matches(x, want)
         if not good.all():
             at = tuple((~good).nonzero()[0].tolist())
@@ -429,7 +438,7 @@ def test_masks(dtype: torch.dtype, density: float) -> None:
     for seed, n in enumerate([1, 15, 63, 64, 65, 200, 1000]):
         x, mask = make((n,), dtype, "offset", seed), mask_of((n,), density, seed, "offset")
         number = make_data(1, dtype, seed)[0].item()
-        call("setitem_", x, mask, number, path="mask_blocks")
+        call("setitem_", x, mask, number, path=("mask_blocks", "program"))
         ie.setitem_(y := clone_strided(x), mask, number)
         assert matches(y, torch.where(mask, torch.tensor(number, dtype=dtype), x)).all()
         source = make((n + 3,), dtype, seed=seed + 1)
@@ -488,8 +497,10 @@ def test_paths_of_masks() -> None:
     call("setitem_", x, mask, torch.rand(14, 50), path="mask_rows")
     call("setitem_", x, mask, torch.rand(50), path="mask_rows")
     call("setitem_", x, mask, torch.rand(14, 1), path="mask_rows")
-    call("setitem_", x, mask, torch.rand(50, 14).t(), path="index_rows")
-    call("setitem_", x, (slice(None), torch.arange(50) % 2 == 0), torch.rand(40, 25), path="index_elements")
+    # These become indices, for which a device would have to be waited for.
+    call("setitem_", x, mask, torch.rand(50, 14).t(), path=("index_rows", "torch"))
+    columns = torch.arange(50) % 2 == 0
+    call("setitem_", x, (slice(None), columns), torch.rand(40, 25), path=("index_elements", "torch"))
     call("setitem_", x.t(), torch.rand(50, 40) > 0.5, 1.0)
     call("masked_scatter_", x[:, ::2], x[:, ::2] == 0, torch.rand(1000), path="mask_elements")
     call("masked_scatter_", x, mask[:, None], torch.rand(1000), path="mask_blocks")
@@ -526,7 +537,7 @@ def test_masks_of_large_tensors_on_threads(dtype: torch.dtype, density: float) -
         with threads(count):
             x = make((400, 1000), dtype)
             call("masked_scatter_", x, mask, source, path="mask_blocks")
-            call("setitem_", x, mask, 1, path="mask_blocks")
+            call("setitem_", x, mask, 1, path=("mask_blocks", "program"))
             call("setitem_", x, rows, lines[: int(rows.sum())], path="mask_rows")
             call("masked_scatter_", x.t(), mask.t(), source, path="mask_elements")
 
@@ -928,15 +939,19 @@ def test_indices_out_of_range_leave_the_tensor_as_it_is(
             x = make(shape, dtype)
             args = out_of_range(name, x, bad)
             before, version = storage_bytes(x).clone(), x._version
-            with threads(count), pytest.raises(RANGE_ERROR[name]) as error:
+            with threads(count), pytest.raises((RANGE_ERROR[name], RuntimeError)) as error:
                 getattr(ie, name)(x, *args)
-            assert type(error.value) is RANGE_ERROR[name]
             message = str(error.value)
-            assert message.startswith(f"{name}: ") and str(bad) in message and str(size) in message, message
+            if not asserted(any_backend, error.value):
+                assert type(error.value) is RANGE_ERROR[name]
+                assert message.startswith(f"{name}: ") and str(bad) in message and str(size) in message, (
+                    message
+                )
             assert torch.equal(storage_bytes(x), before) and x._version == version
         if name not in ("index_fill_", "put_", "index_put_", "setitem_"):
-            with pytest.raises(RANGE_ERROR[name]):
+            with pytest.raises((RANGE_ERROR[name], RuntimeError)) as error:
                 getattr(ie, name)(make(shape, dtype), *out_of_range(name, make(shape, dtype), -1))
+            assert type(error.value) is RANGE_ERROR[name] or asserted(any_backend, error.value)
 
 
 def test_narrow_indices_out_of_range() -> None:
@@ -951,7 +966,7 @@ def test_masks_with_too_few_elements_leave_the_tensor_as_it_is(any_backend: str)
     for dtype in (torch.float32, torch.complex64):
         x, mask = make((500,), dtype), torch.ones(500, dtype=torch.bool)
         before = storage_bytes(x).clone()
-        with pytest.raises(RuntimeError, match=r"500.*499"):
+        with pytest.raises(RuntimeError, match=r"500.*499|device-side assertion.* more elements than source"):
             ie.masked_scatter_(x, mask, torch.ones(499, dtype=dtype))
         assert torch.equal(storage_bytes(x), before)
 

@@ -2,6 +2,7 @@
 
 #include <ATen/core/Generator.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/sort.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <algorithm>
@@ -11,6 +12,7 @@
 namespace inplace_ext {
 
 const CudaKernels* cuda_kernels = nullptr;
+const CudaKernels* emulated_kernels = nullptr;
 
 namespace {
 
@@ -33,13 +35,21 @@ const Device& properties_of(int index) {
 
 } // namespace
 
+// The emulated device has a size of its own, and no streams.
 Launch::Launch(const at::Tensor& x)
-    : guard_(x.device()),
-      device_(properties_of(x.device().index())),
-      stream_(c10::impl::VirtualGuardImpl(x.device().type()).getStream(x.device()).native_handle()) {}
+    : kernels_(device_kernels(x)),
+      guard_(x.device()),
+      device_(on_device(x) ? properties_of(x.device().index()) : Device{}),
+      stream_(on_device(x)
+                  ? c10::impl::VirtualGuardImpl(x.device().type()).getStream(x.device()).native_handle()
+                  : nullptr) {}
 
 void Launch::check(int error) const {
-  TORCH_CHECK(error == 0, "CUDA error: ", cuda_kernels->message(error));
+  TORCH_CHECK(error == 0, "CUDA error: ", kernels_->message(error));
+}
+
+void Launch::took(Path path) const {
+  last_path = {kernels_ == cuda_kernels ? Taken::device : Taken::native, path};
 }
 
 void run_on_device(const Program& program, const Space& space, const at::Tensor& x) {
@@ -72,6 +82,76 @@ void dropout_on_device(const Dropout& call, const at::Tensor& state, const at::T
   Path path = Path::draws;
   launch.check(cuda_kernels->dropout(call, seed, launch.device(), launch.stream(), path));
   last_path = {Taken::device, path};
+}
+
+namespace {
+
+// Of an element of the dtype, from a number in the form of the moves.
+uint64_t bits_of(DType dtype, Scalar value) {
+  uint64_t bits = 0;
+  const auto set = [&](auto v) { std::memcpy(&bits, &v, sizeof(v)); };
+  switch (dtype) {
+    case DType::f32:
+      set(static_cast<float>(value.d));
+      break;
+    case DType::f16:
+      set(static_cast<at::Half>(static_cast<float>(value.d)));
+      break;
+    case DType::bf16:
+      set(static_cast<at::BFloat16>(static_cast<float>(value.d)));
+      break;
+    case DType::b8:
+      bits = value.i != 0;
+      break;
+    default:
+      set(value.i); // of doubles their bits
+  }
+  return bits;
+}
+
+} // namespace
+
+void put_indexed_on_device(const Indexed& call, bool negative, const at::Tensor& x) {
+  const Launch launch(x);
+  int64_t points = 1;
+  bool differ = call.put == Put::add; // what is put at two points of one place
+  for (int d = 0; d < call.dims; ++d) {
+    if (call.step[d] != 0) continue;
+    points *= call.size[d];
+    differ = differ || (call.source != nullptr && call.source_step[d] != 0);
+  }
+  const auto check = [&](void* places) {
+    launch.check(launch->check_indices(call, negative, places, launch.device(), launch.stream()));
+  };
+  cuda::PointOrder order;
+  at::Tensor places, sorted, which;
+  if (points > 1 && differ) {
+    order.wide = cuda::wide_places(call);
+    places = at::empty({points}, at::TensorOptions(x.device()).dtype(order.wide ? at::kLong : at::kInt));
+    check(places.mutable_data_ptr());
+    std::tie(sorted, which) = at::sort(places, /*stable=*/true, /*dim=*/0, /*descending=*/false);
+    order.place = sorted.const_data_ptr();
+    order.point = which.const_data_ptr<int64_t>();
+  } else {
+    check(nullptr);
+  }
+  const uint64_t bits = call.put == Put::fill ? bits_of(call.dtype, call.scalar) : 0;
+  launch.check(launch->put_indexed(call, order, bits, launch.device(), launch.stream()));
+  launch.took(call.rows ? Path::index_rows : Path::index_elements);
+}
+
+void put_masked_on_device(const Masked& call, int64_t available, bool exactly, const at::Tensor& x) {
+  const Launch launch(x);
+  at::Tensor counts;
+  if (cuda::counts_mask(call))
+    counts = at::empty({cuda::kMaskParts}, at::TensorOptions(x.device()).dtype(at::kLong));
+  const uint64_t bits = call.put == Put::fill ? bits_of(call.dtype, call.scalar) : 0;
+  launch.check(launch->put_masked(call, bits, available, exactly,
+                                  counts.defined() ? counts.mutable_data_ptr<int64_t>() : nullptr,
+                                  launch.device(), launch.stream()));
+  launch.took(call.row > 1                            ? Path::mask_rows
+              : call.step[0] == item_size(call.dtype) ? Path::mask_blocks
+                                                      : Path::mask_elements);
 }
 
 at::Tensor draw_state(const at::Tensor& x, const std::optional<at::Generator>& generator) {

@@ -12,9 +12,16 @@ namespace inplace_ext {
 
 // Null where the library of the device's kernels is not loaded.
 extern const CudaKernels* cuda_kernels;
+// Those of the emulated device of the tests, on tensors of the CPU, which come with its kernels for programs.
+extern const CudaKernels* emulated_kernels;
 
 inline bool on_device(const at::Tensor& t) {
   return t.is_cuda();
+}
+// The kernels of the device that x is on, emulated or not; null where it is for those of the CPU.
+inline const CudaKernels* device_kernels(const at::Tensor& x) {
+  if (on_device(x)) return cuda_kernels;
+  return active_kernels->put_indexed == nullptr ? emulated_kernels : nullptr;
 }
 inline bool same_device(const at::Tensor& a, const at::Tensor& b) {
   return a.device() == b.device();
@@ -25,6 +32,9 @@ inline bool same_device(const at::Tensor& a, const at::Tensor& b) {
 class Launch {
  public:
   explicit Launch(const at::Tensor& x);
+  const CudaKernels* operator->() const {
+    return kernels_;
+  }
   const Device& device() const {
     return device_;
   }
@@ -33,8 +43,11 @@ class Launch {
   }
   // Raises what the launch came back with.
   void check(int error) const;
+  // Notes the path of a call.
+  void took(Path path) const;
 
  private:
+  const CudaKernels* kernels_;
   c10::DeviceGuard guard_;
   Device device_;
   void* stream_;
@@ -49,6 +62,10 @@ void dropout_on_device(const Dropout& call, const at::Tensor& state, const at::T
 // Seed and offset in device memory, from a generator of the device, the default one where none is given; good
 // while a CUDA graph is captured, of which each replay draws others.
 at::Tensor draw_state(const at::Tensor& x, const std::optional<at::Generator>& generator);
+// Where an index is out of range, or `available` elements of the source are not what the mask asks for, the
+// device ends the work, before anything is written. Nothing waits for that.
+void put_indexed_on_device(const Indexed& call, bool negative, const at::Tensor& x);
+void put_masked_on_device(const Masked& call, int64_t available, bool exactly, const at::Tensor& x);
 
 // Whether clip_on_device() takes tensors and order.
 bool takes_clipping(const std::vector<at::Tensor>& tensors, double order);

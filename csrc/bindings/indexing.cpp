@@ -9,6 +9,7 @@
 #include <optional>
 
 #include "binders.h"
+#include "device.h"
 #include "overlap.h"
 #include "parallel.h"
 
@@ -21,17 +22,6 @@ constexpr int64_t kElementCost = 4, kRowCost = 1;
 constexpr int64_t kSharedRow = 1024;
 // From which on rows, in bytes, and lines of elements are filled by the kernels for masks.
 constexpr int64_t kLeastRow = 64, kLeastLine = 64;
-
-// There are no kernels for devices, nor where the tests emulate one.
-const at::Tensor* on_cpu(const at::Tensor* t) {
-  return t != nullptr && t->is_cpu() && active_kernels->put_indexed != nullptr ? t : nullptr;
-}
-const at::Tensor* plain_on_cpu(PyObject* object) {
-  return on_cpu(plain_tensor(object));
-}
-const at::Tensor* writable_on_cpu(PyObject* object) {
-  return on_cpu(writable_tensor(object));
-}
 
 template <class T>
 using Dims = c10::SmallVector<T, kMaxDims>;
@@ -71,8 +61,10 @@ struct Rule {
   PyObject** error; // where it is out of range
 };
 
-// Whether all indices are in range; else a Python error that names the first one is set.
+// Whether all indices are in range; else a Python error that names the first one is set. Those on a device
+// are looked at there.
 bool check_range(const Rule& rule, const at::Tensor& index, int64_t length, int64_t dim) {
+  if (device_kernels(index) != nullptr) return true;
   const int64_t low = rule.negative ? -length : 0;
   const bool wide = index.scalar_type() == at::kLong;
   const int64_t item = index.element_size();
@@ -159,8 +151,9 @@ bool lay_out(Indexed& call, const Loops& loops) {
   return !call.rows || call.dims > 1 || append({.size = 1});
 }
 
-// Runs a call that has passed all checks.
-void run(Indexed& call) {
+// Runs a call that has passed all checks but that of the range, which the kernels of a device see to.
+void run(Indexed& call, const Rule& rule, const at::Tensor& x) {
+  if (device_kernels(x) != nullptr) return put_indexed_on_device(call, rule.negative, x);
   int64_t total = call.rows ? kRowCost : kElementCost;
   for (int d = 0; d < call.dims; ++d) total *= call.size[d];
   const int64_t threads = at::get_num_threads();
@@ -185,12 +178,13 @@ void run(Indexed& call) {
   last_path = {Taken::native, path};
 }
 
-// Takes a tensor that is read while places of x are written: sees to shared memory.
+// Takes a tensor that is read while places of x are written: sees to shared memory, and to the device.
 struct Reader {
   at::Tensor copy;
   const at::Tensor* tensor = nullptr;
   Outcome open(const at::Tensor& x, const at::Tensor& operand, bool torch_refuses = true) {
-    return take_unshared(x, operand, torch_refuses, copy, tensor);
+    return same_device(x, operand) ? take_unshared(x, operand, torch_refuses, copy, tensor)
+                                   : Outcome::delegate;
   }
 };
 
@@ -209,7 +203,7 @@ struct Target {
   DType dtype;
   int64_t dim, length, step; // step in bytes
   bool open(PyObject* object, PyObject* dim_object) {
-    x = writable_on_cpu(object);
+    x = writable_tensor(object);
     Number given;
     if (x == nullptr || !to_dtype(x->scalar_type(), dtype) || !to_number(dim_object, given) ||
         given.category != Number::integer) {
@@ -272,7 +266,7 @@ Outcome run_along(const Rule& rule, Put put, const Target& t, const at::Tensor& 
   }
   if (!lay_out(call, loops)) return Outcome::delegate;
   if (!check_range(rule, index, t.length, t.dim)) return Outcome::error;
-  run(call);
+  run(call, rule, x);
   return Outcome::done;
 }
 
@@ -281,7 +275,7 @@ Outcome bind_index_fill(Op, Slots slot) {
   static const Rule rule{"index_fill_", true, &PyExc_IndexError};
   Target t;
   Scalar value;
-  const at::Tensor* const index = plain_on_cpu(slot[2]);
+  const at::Tensor* const index = plain_tensor(slot[2]);
   if (!t.open(slot[0], slot[1]) || index == nullptr || index->scalar_type() != at::kLong ||
       !fill_value(*t.x, t.dtype, slot[3], value)) {
     return Outcome::delegate;
@@ -292,7 +286,7 @@ Outcome bind_index_fill(Op, Slots slot) {
 Outcome bind_index_copy(Op, Slots slot) {
   static const Rule rule{"index_copy_", false, &PyExc_IndexError};
   Target t;
-  const at::Tensor *const index = plain_on_cpu(slot[2]), *const source = plain_on_cpu(slot[3]);
+  const at::Tensor *const index = plain_tensor(slot[2]), *const source = plain_tensor(slot[3]);
   if (!t.open(slot[0], slot[1]) || index == nullptr || source == nullptr ||
       index->scalar_type() != at::kLong) {
     return Outcome::delegate;
@@ -305,7 +299,7 @@ Outcome bind_index_add(Op, Slots slot) {
   Target t;
   Scalar alpha{};
   bool one = true;
-  const at::Tensor *const index = plain_on_cpu(slot[2]), *const source = plain_on_cpu(slot[3]);
+  const at::Tensor *const index = plain_tensor(slot[2]), *const source = plain_tensor(slot[3]);
   if (!t.open(slot[0], slot[1]) || index == nullptr || source == nullptr || !is_index(*index) ||
       (slot[4] != nullptr && !alpha_value(t.dtype, slot[4], alpha, one))) {
     return Outcome::delegate;
@@ -345,8 +339,14 @@ Outcome run_scatter(const Rule& rule, Put put, const Target& t, const at::Tensor
     loops.push_back(loop);
   }
   if (!lay_out(call, loops)) return Outcome::delegate;
+  // A device can keep the order of points that are the same for all of the other dims.
+  if (source != nullptr && device_kernels(x) != nullptr) {
+    for (int d = 0; d < call.dims; ++d) {
+      if (call.step[d] != 0 && call.index[0].step[d] != 0) return Outcome::delegate;
+    }
+  }
   if (!check_range(rule, index, t.length, t.dim)) return Outcome::error;
-  run(call);
+  run(call, rule, x);
   return Outcome::done;
 }
 // (input, dim, index, src, *, reduce=None), src a tensor or a number
@@ -355,21 +355,21 @@ Outcome bind_scatter(Op, Slots slot) {
   Target t;
   Scalar value{};
   Number number;
-  const at::Tensor* const index = plain_on_cpu(slot[2]);
+  const at::Tensor* const index = plain_tensor(slot[2]);
   if (slot[4] != nullptr && slot[4] != Py_None) return Outcome::delegate;
   if (!t.open(slot[0], slot[1]) || index == nullptr) return Outcome::delegate;
   if (to_number(slot[3], number)) {
     if (!fill_value(*t.x, t.dtype, slot[3], value)) return Outcome::delegate;
     return run_scatter(rule, Put::fill, t, *index, value, nullptr);
   }
-  const at::Tensor* const source = plain_on_cpu(slot[3]);
+  const at::Tensor* const source = plain_tensor(slot[3]);
   return source == nullptr ? Outcome::delegate : run_scatter(rule, Put::copy, t, *index, value, source);
 }
 // (input, dim, index, src)
 Outcome bind_scatter_add(Op, Slots slot) {
   static const Rule rule{"scatter_add_", false, &PyExc_RuntimeError};
   Target t;
-  const at::Tensor *const index = plain_on_cpu(slot[2]), *const source = plain_on_cpu(slot[3]);
+  const at::Tensor *const index = plain_tensor(slot[2]), *const source = plain_tensor(slot[3]);
   if (!t.open(slot[0], slot[1]) || index == nullptr || source == nullptr) return Outcome::delegate;
   return run_scatter(rule, Put::add, t, *index, {}, source);
 }
@@ -377,8 +377,8 @@ Outcome bind_scatter_add(Op, Slots slot) {
 // (input, index, source, accumulate=False): x as one dim, whatever its shape
 Outcome bind_put(Op, Slots slot) {
   static const Rule rule{"put_", true, &PyExc_IndexError};
-  const at::Tensor* const x = writable_on_cpu(slot[0]);
-  const at::Tensor *index = plain_on_cpu(slot[1]), *source = plain_on_cpu(slot[2]);
+  const at::Tensor* const x = writable_tensor(slot[0]);
+  const at::Tensor *index = plain_tensor(slot[1]), *source = plain_tensor(slot[2]);
   DType dtype;
   if (x == nullptr || index == nullptr || source == nullptr || !to_dtype(x->scalar_type(), dtype) ||
       (slot[3] != nullptr && !PyBool_Check(slot[3])) || x->numel() == 0 || index->numel() == 0 ||
@@ -413,7 +413,7 @@ Outcome bind_put(Op, Slots slot) {
   }
   if (!lay_out(call, loops)) return Outcome::delegate;
   if (!check_range(rule, *index, x->numel(), 0)) return Outcome::error;
-  run(call);
+  run(call, rule, *x);
   return Outcome::done;
 }
 
@@ -506,8 +506,8 @@ struct MaskParts {
 
 // (input, mask, source)
 Outcome bind_masked_scatter(Op, Slots slot) {
-  const at::Tensor *const x = writable_on_cpu(slot[0]), *const mask = plain_on_cpu(slot[1]),
-                          *const source = plain_on_cpu(slot[2]);
+  const at::Tensor *const x = writable_tensor(slot[0]), *const mask = plain_tensor(slot[1]),
+                          *const source = plain_tensor(slot[2]);
   Masked call{};
   if (x == nullptr || mask == nullptr || source == nullptr || !to_dtype(x->scalar_type(), call.dtype) ||
       mask->scalar_type() != at::kBool || source->scalar_type() != x->scalar_type() || x->numel() == 0 ||
@@ -523,6 +523,10 @@ Outcome bind_masked_scatter(Op, Slots slot) {
   call.source = static_cast<const char*>(from.const_data_ptr());
   call.source_step = call.source_inner = item_size(call.dtype);
   if (!lay_out_mask(call, *x, expanded, /*in_memory_order=*/false)) return Outcome::delegate;
+  if (device_kernels(*x) != nullptr) {
+    put_masked_on_device(call, from.numel() / call.row, /*exactly=*/false, *x);
+    return Outcome::done;
+  }
   const MaskParts parts(call);
   if (parts.count() > from.numel()) {
     PyErr_Format(
@@ -627,8 +631,13 @@ std::optional<Outcome> put_mask(const at::Tensor& x, DType dtype, const View::En
       View::as_view(*reads_mask.tensor, sizes, strides, reads_mask.tensor->storage_offset());
   if (!lay_out_mask(call, x, leading, /*in_memory_order=*/false) || call.row != row) return std::nullopt;
   call.source = static_cast<const char*>(source.const_data_ptr());
+  const bool counted = own == rest + 1 && source.size(0) != 1;
+  if (device_kernels(x) != nullptr) {
+    put_masked_on_device(call, counted ? source.size(0) : 1, /*exactly=*/true, x);
+    return Outcome::done;
+  }
   const MaskParts parts(call);
-  if (own == rest + 1 && source.size(0) != 1 && source.size(0) != parts.count()) return Outcome::delegate;
+  if (counted && source.size(0) != parts.count()) return Outcome::delegate;
   parts.run();
   return Outcome::done;
 }
@@ -642,6 +651,8 @@ Outcome put_entries(const Rule& rule, const at::Tensor& x, DType dtype, const Vi
     const bool is_mask = tensor.scalar_type() == at::kBool;
     if (is_mask ? tensor.dim() == 0 : !is_index(tensor)) return Outcome::delegate;
     if (!is_mask) continue;
+    // Nothing waits for a device to say how many elements are true.
+    if (device_kernels(x) != nullptr && (accumulate || view.entries.size() > 1)) return Outcome::delegate;
     if (dim + tensor.dim() > x.dim()) return Outcome::delegate;
     for (int64_t d = 0; d < tensor.dim(); ++d) {
       if (tensor.size(d) != x.size(dim + d)) return Outcome::delegate;
@@ -649,6 +660,7 @@ Outcome put_entries(const Rule& rule, const at::Tensor& x, DType dtype, const Vi
   }
   if (view.entries.size() == 1 && view.entries[0].tensor.scalar_type() == at::kBool && !accumulate) {
     if (const auto done = put_mask(x, dtype, view.entries[0], value, strips)) return *done;
+    if (device_kernels(x) != nullptr) return Outcome::delegate;
   }
   if (value.tensor != nullptr && value.tensor->scalar_type() != x.scalar_type()) return Outcome::delegate;
   Indexed call = begin_call(accumulate                ? Put::add
@@ -733,14 +745,14 @@ Outcome put_entries(const Rule& rule, const at::Tensor& x, DType dtype, const Vi
   for (int k = 0; k < call.indices; ++k) {
     if (!check_range(rule, *reads[k].tensor, call.index[k].length, indices[k].dim)) return Outcome::error;
   }
-  run(call);
+  run(call, rule, x);
   return Outcome::done;
 }
 
 // (input, indices, values, accumulate=False)
 Outcome bind_index_put(Op, Slots slot) {
   static const Rule rule{"index_put_", true, &PyExc_IndexError};
-  const at::Tensor *const x = writable_on_cpu(slot[0]), *const values = plain_on_cpu(slot[2]);
+  const at::Tensor *const x = writable_tensor(slot[0]), *const values = plain_tensor(slot[2]);
   DType dtype;
   if (x == nullptr || values == nullptr || !to_dtype(x->scalar_type(), dtype) ||
       !(PyTuple_Check(slot[1]) || PyList_Check(slot[1])) || (slot[3] != nullptr && !PyBool_Check(slot[3]))) {
@@ -749,7 +761,7 @@ Outcome bind_index_put(Op, Slots slot) {
   View view;
   int64_t dim = 0;
   for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(slot[1]); ++i) {
-    const at::Tensor* const index = plain_on_cpu(PySequence_Fast_GET_ITEM(slot[1], i));
+    const at::Tensor* const index = plain_tensor(PySequence_Fast_GET_ITEM(slot[1], i));
     if (index == nullptr) return Outcome::delegate;
     view.entries.push_back({dim, *index});
     dim += index->scalar_type() == at::kBool ? index->dim() : 1;
@@ -809,7 +821,7 @@ class IndexReader {
  private:
   static int64_t taken_by(PyObject* item) {
     if (item == Py_None || item == Py_Ellipsis) return 0;
-    const at::Tensor* const tensor = plain_on_cpu(item);
+    const at::Tensor* const tensor = plain_tensor(item);
     return tensor != nullptr && tensor->scalar_type() == at::kBool ? tensor->dim() : 1;
   }
   void keep(int64_t dims) {
@@ -864,12 +876,14 @@ class IndexReader {
     Number number;
     if (PyLong_Check(item)) return to_number(item, number) && select(number.i);
     if (PyList_CheckExact(item)) {
+      if (on_device(x_)) return false; // torch takes it there
       const at::Tensor index = list_to_index(item);
       return index.defined() && add(index);
     }
-    const at::Tensor* const index = plain_on_cpu(item);
+    const at::Tensor* const index = plain_tensor(item);
     if (index == nullptr || !(is_index(*index) || index->scalar_type() == at::kBool)) return false;
     if (index->dim() > 0 || index->scalar_type() == at::kBool) return add(*index);
+    if (device_kernels(*index) != nullptr) return false; // whose memory cannot be read here
     const void* const p = index->const_data_ptr();
     return select(index->scalar_type() == at::kLong ? *static_cast<const int64_t*>(p)
                                                     : *static_cast<const int32_t*>(p));
@@ -884,13 +898,13 @@ class IndexReader {
 // (input, index, value)
 Outcome bind_setitem(Op, Slots slot) {
   static const Rule rule{"setitem_", true, &PyExc_IndexError};
-  const at::Tensor* const x = writable_on_cpu(slot[0]);
+  const at::Tensor* const x = writable_tensor(slot[0]);
   DType dtype;
   if (x == nullptr || !to_dtype(x->scalar_type(), dtype)) return Outcome::delegate;
   Value value{slot[2], nullptr};
   Number number;
   if (!to_number(slot[2], number)) {
-    value.tensor = plain_on_cpu(slot[2]);
+    value.tensor = plain_tensor(slot[2]);
     if (value.tensor == nullptr) return Outcome::delegate;
   }
   View view;
@@ -913,8 +927,7 @@ Outcome bind_setitem(Op, Slots slot) {
 } // namespace
 
 bool fill_blocks(const at::Tensor& x, DType dtype, const at::Tensor& mask, Scalar value) {
-  if (on_cpu(&x) == nullptr || x.numel() == 0 || !broadcasts_to(mask, x) || share_memory(x, mask))
-    return false;
+  if (x.numel() == 0 || !broadcasts_to(mask, x) || share_memory(x, mask)) return false;
   Masked call{};
   call.put = Put::fill;
   call.dtype = dtype;
@@ -924,6 +937,10 @@ bool fill_blocks(const at::Tensor& x, DType dtype, const at::Tensor& mask, Scala
   const bool rows = call.row * item >= kLeastRow;
   const bool flat = call.row == 1 && call.step[0] == item && call.mask_step[0] == 1 &&
                     (call.dims == 1 || call.size[0] >= kLeastLine);
+  if (device_kernels(x) != nullptr) { // an element at a time is for programs
+    if (rows) put_masked_on_device(call, /*available=*/0, /*exactly=*/false, x);
+    return rows;
+  }
   if (!rows && !flat) return false;
   const CpuKernels& kernels = *active_kernels;
   Path path = Path::mask_blocks;

@@ -6,6 +6,8 @@
 #include <map>
 #include <stdexcept>
 
+#include "device.h"
+
 namespace inplace_ext {
 namespace {
 
@@ -17,9 +19,10 @@ int added_count = 0;
 bool streams = true;
 
 template <class Table>
-const Table& open_library(const std::string& path, const char* symbol) {
+const Table& open_library(const std::string& path, const char* symbol, void** handle = nullptr) {
   void* const library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) throw std::runtime_error(std::string("load_kernels: ") + dlerror());
+  if (handle != nullptr) *handle = library;
   const auto entry = reinterpret_cast<const Table* (*)()>(dlsym(library, symbol));
   if (entry == nullptr) throw std::runtime_error("load_kernels: " + path + " is no kernel library");
   const Table* const table = entry();
@@ -32,7 +35,10 @@ const Table& open_library(const std::string& path, const char* symbol) {
 } // namespace
 
 std::string load_kernels(const std::string& path) {
-  const auto& kernels = open_library<CpuKernels>(path, "inplace_ext_cpu_kernels");
+  void* library = nullptr;
+  const auto& kernels = open_library<CpuKernels>(path, "inplace_ext_cpu_kernels", &library);
+  if (void* const entry = dlsym(library, "inplace_ext_cuda_kernels"); entry != nullptr)
+    emulated_kernels = reinterpret_cast<const CudaKernels* (*)()>(entry)();
   for (const auto& [code, operation] : loaded_operations[kernels.capability]) {
     if (code >= kFirstAdded) kernels.set_operation(code, *operation);
   }

@@ -31,7 +31,7 @@ std::pair<int, std::string> load_cuda_kernels(const std::string& path) {
   const auto entry = reinterpret_cast<Entry>(dlsym(library, "inplace_ext_cuda_kernels"));
   if (entry == nullptr) throw std::runtime_error("load_cuda_kernels: " + path + " is no kernel library");
   const CudaKernels* const kernels = entry();
-  if (kernels->abi != kCudaAbiVersion) {
+  if (kernels->abi != kCudaAbiVersion || kernels->table != table_fingerprint()) {
     throw std::runtime_error("load_cuda_kernels: " + path +
                              " is of another build; install the package again");
   }

@@ -5,7 +5,7 @@
 // IE_SHARED and IE_DYNAMIC_SHARED and only indexed: that is how the emulation sees every access, checks its
 // bounds, alignment and order, and counts the sectors that it moves.
 //
-// Kernels are templates, or `inline`, so that a header may be included twice:
+// Kernels are templates, so that a header may be included twice:
 //
 //   template <class T>
 //   IE_GLOBAL void IE_LAUNCH_BOUNDS(256, 4) scale(IE_GRID_CONSTANT const Parameters p) {
@@ -26,6 +26,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
+#include <cassert>
 
 #define IE_DEVICE __device__ __forceinline__
 #define IE_HOST_DEVICE __host__ __device__ __forceinline__
@@ -83,6 +84,17 @@ IE_DEVICE void store_global(T* p, std::type_identity_t<T> value) {
   Raw raw;
   memcpy(&raw, &value, sizeof(T));
   *static_cast<Raw*>(__builtin_assume_aligned(p, sizeof(T))) = raw;
+}
+// The same where several threads may write the same to a place.
+template <class T>
+IE_DEVICE void store_same(T* p, std::type_identity_t<T> value) {
+  store_global(p, value);
+}
+
+// Ends the kernel, and all work of the context, where `good` does not hold; the message goes to the standard
+// error, and the next call that waits for the device comes back with an error.
+IE_DEVICE void device_assert(bool good, const char* message) {
+  if (!good) __assert_fail(message, "inplace_ext", 0, "");
 }
 
 // Atomics on global memory, of int, unsigned, unsigned long long, and for the sum of float and double.

@@ -1,5 +1,6 @@
 // The table of what the device's kernels offer, the one symbol that this library exports.
 #include "dropout.cuh"
+#include "index.cuh"
 #include "interpret.h"
 #include "norm.cuh"
 #include "softmax.cuh"
@@ -60,6 +61,17 @@ int scale_by(const cuda::TensorList& list, DType dtype, const void* factor, cons
              void* stream) {
   return cuda::scale_by(list, dtype, factor, device, stream_of(stream));
 }
+int check_indices(const Indexed& call, bool negative, void* places, const Device& device, void* stream) {
+  return cuda::check_indices(call, negative, places, device, stream_of(stream));
+}
+int put_indexed(const Indexed& call, const cuda::PointOrder& order, uint64_t bits, const Device& device,
+                void* stream) {
+  return cuda::put_indexed(call, order, bits, device, stream_of(stream));
+}
+int put_masked(const Masked& call, uint64_t bits, int64_t available, bool exactly, int64_t* counts,
+               const Device& device, void* stream) {
+  return cuda::put_masked(call, bits, available, exactly, counts, device, stream_of(stream));
+}
 
 } // namespace
 } // namespace inplace_ext
@@ -67,20 +79,15 @@ int scale_by(const cuda::TensorList& list, DType dtype, const void* factor, cons
 extern "C" __attribute__((visibility("default"))) const inplace_ext::CudaKernels* inplace_ext_cuda_kernels() {
   using namespace inplace_ext;
   static const CudaKernels kernels = {
-      kCudaAbiVersion,
-      CUDART_VERSION,
-      INPLACE_EXT_ARCHITECTURES,
-      message,
-      properties,
-      cuda::serves,
-      run,
-      run_list,
-      softmax,
-      dropout,
-      cuda::norm_parts_of,
-      norm_parts,
-      norm_final,
-      scale_by,
+      kCudaAbiVersion, table_fingerprint(),
+      CUDART_VERSION,  INPLACE_EXT_ARCHITECTURES,
+      message,         properties,
+      cuda::serves,    run,
+      run_list,        softmax,
+      dropout,         cuda::norm_parts_of,
+      norm_parts,      norm_final,
+      scale_by,        check_indices,
+      put_indexed,     put_masked,
   };
   return &kernels;
 }

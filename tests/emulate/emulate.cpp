@@ -71,7 +71,7 @@ enum Spread : uint8_t { kOne, kWarpWide, kBlockWide, kGridWide };
 struct Cell {
   Stamp writer, reader;
   Spread readers = kOne;
-  bool atomic = false; // the last write
+  Access last = Access::write; // of those that write
 };
 
 // ---- memory -----------------------------------------------------------------------------------------------
@@ -607,7 +607,8 @@ std::string thread_named(uint32_t global) {
 // Remembers the access; false if it conflicts with one before, of which `other` is told.
 bool check_order(Cell& c, const Stamp& now, Access access, Stamp& other) {
   const bool writes = access != Access::read;
-  if (!(access == Access::atomic && c.atomic) && !ordered(c.writer, kOne, now)) {
+  const bool together = access == c.last && (access == Access::atomic || access == Access::same);
+  if (!together && !ordered(c.writer, kOne, now)) {
     other = c.writer;
     return false;
   }
@@ -625,13 +626,13 @@ bool check_order(Cell& c, const Stamp& now, Access access, Stamp& other) {
     return false;
   }
   c.writer = now;
-  c.atomic = access == Access::atomic;
+  c.last = access;
   return true;
 }
 #endif
 
 const char* verb(Access access) {
-  return access == Access::read ? "reads " : access == Access::write ? "writes " : "updates ";
+  return access == Access::read ? "reads " : access == Access::atomic ? "updates " : "writes ";
 }
 
 std::string where(uintptr_t p) {
@@ -684,7 +685,12 @@ void add_counts() {
 
 } // namespace
 
-__attribute__((noinline)) void global_access(const void* pointer, size_t bytes, Access access) {
+void fail_assertion(const char* message) {
+  fail(std::string("device-side assertion failed: ") + message);
+}
+
+__attribute__((noinline)) void global_access(const void* pointer, size_t bytes, Access access,
+                                             const void* value) {
   const void* const site = __builtin_return_address(0);
   Worker& w = me();
   const auto p = reinterpret_cast<uintptr_t>(pointer);
@@ -709,15 +715,17 @@ __attribute__((noinline)) void global_access(const void* pointer, size_t bytes, 
   }
   const Stamp now = w.stamp(grid->block.epoch);
   for (uintptr_t c = p % kPage / item; c <= (p % kPage + bytes - 1) / item; ++c) {
-    Stamp other;
-    if (!check_order(page->cells[c], now, access, other)) {
+    Stamp other = page->cells[c].writer;
+    const bool differs = access == Access::same && page->cells[c].last == access &&
+                         !ordered(other, kOne, now) && std::memcmp(pointer, value, bytes) != 0;
+    if (!check_order(page->cells[c], now, access, other) || differs) {
       fail(what() + "that " + thread_named(other.thread) + " touches, with no barrier in between, " +
            where(p));
     }
   }
   if (counting) count(w, p, bytes, access, site);
 #else
-  static_cast<void>(w), static_cast<void>(site);
+  static_cast<void>(w), static_cast<void>(site), static_cast<void>(value);
 #endif
 }
 

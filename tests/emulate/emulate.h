@@ -39,9 +39,25 @@ struct Thread {
 };
 extern thread_local constinit Thread* self __attribute__((tls_model("initial-exec")));
 
-enum class Access { read, write, atomic };
+// `same` is a write that other threads may make as well, of the same bytes.
+enum class Access { read, write, same, atomic };
 // Before an access of global memory: the return address tells instructions apart.
-void global_access(const void* p, size_t bytes, Access access);
+void global_access(const void* p, size_t bytes, Access access, const void* value = nullptr);
+[[noreturn]] void fail_assertion(const char* message);
+
+// A store that is no data race beside another one of the same.
+inline void store_unordered(void* p, const void* value, size_t bytes) {
+  const auto part = [&](auto word) {
+    for (size_t i = 0; i < bytes; i += sizeof(word)) {
+      std::memcpy(&word, static_cast<const char*>(value) + i, sizeof(word));
+      __atomic_store_n(reinterpret_cast<decltype(word)*>(static_cast<char*>(p) + i), word, __ATOMIC_RELAXED);
+    }
+  };
+  bytes == 1   ? part(uint8_t{})
+  : bytes == 2 ? part(uint16_t{})
+  : bytes == 4 ? part(uint32_t{})
+               : part(uint64_t{});
+}
 
 // ---- shared memory ----------------------------------------------------------------------------------------
 
@@ -247,6 +263,14 @@ IE_DEVICE void store_global(T* p, std::type_identity_t<T> value) {
   static_assert(std::is_trivially_copyable_v<T> && (sizeof(T) & (sizeof(T) - 1)) == 0 && sizeof(T) <= 16);
   emulate::global_access(p, sizeof(T), emulate::Access::write);
   std::memcpy(p, &value, sizeof(T));
+}
+template <class T>
+IE_DEVICE void store_same(T* p, std::type_identity_t<T> value) {
+  emulate::global_access(p, sizeof(T), emulate::Access::same, &value);
+  emulate::store_unordered(p, &value, sizeof(T));
+}
+IE_DEVICE void device_assert(bool good, const char* message) {
+  if (!good) emulate::fail_assertion(message);
 }
 template <class T, class F>
 IE_DEVICE T atomic_update(T* p, F f) {

@@ -103,7 +103,23 @@ IE_GLOBAL void across_blocks(float* x, int n) {
 IE_GLOBAL void all_write_one(float* x) {
   store_global(x, static_cast<float>(threadIdx.x));
 }
+IE_GLOBAL void not_the_same(float* x) {
+  store_same(x, static_cast<float>(threadIdx.x / 2));
+}
+IE_GLOBAL void same_beside_others(float* x) {
+  if (threadIdx.x == 0) {
+    store_global(x, 1.0f);
+  } else {
+    store_same(x, 1.0f);
+  }
+}
+IE_GLOBAL void assertion(float* x) {
+  device_assert(load_global(x + threadIdx.x) < 2, "x is too large");
+}
 // No faults: what the device allows.
+IE_GLOBAL void all_write_the_same(float* x) {
+  store_same(x, 1.0f);
+}
 IE_GLOBAL void sums_of_all(float* x, unsigned* count) {
   IE_SHARED(float, part, kThreads / kWarp);
   const int t = static_cast<int>(threadIdx.x);
@@ -171,6 +187,10 @@ extern "C" __attribute__((visibility("default"))) int inplace_ext_emulate_fault(
     if (is("beyond_dynamic")) launch(beyond_dynamic, one, block, 8, nullptr, x);
     if (is("never_written")) launch(never_written, one, block, 0, nullptr, x);
     if (is("across_blocks")) launch(across_blocks, two, block, 0, nullptr, x, n);
+    if (is("not_the_same")) launch(not_the_same, one, block, 0, nullptr, x);
+    if (is("same_beside_others")) launch(same_beside_others, one, block, 0, nullptr, x);
+    if (is("assertion")) launch(assertion, two, block, 0, nullptr, x + (n - kThreads - 10));
+    if (is("all_write_the_same")) launch(all_write_the_same, two, block, 0, nullptr, x);
     if (is("all_write_one")) launch(all_write_one, one, block, 0, nullptr, x);
     if (is("too_many_threads")) launch(all_write_one, one, dim3(2048), 0, nullptr, x);
     if (is("too_much_shared")) launch(all_write_one, one, block, 1 << 20, nullptr, x);

@@ -9,6 +9,7 @@
 
 #include "control.h"
 #include "dropout.cuh"
+#include "index.cuh"
 #include "norm.cuh"
 #include "programs.h"
 #include "softmax.cuh"
@@ -98,6 +99,107 @@ double norm_part(const void* x, DType dtype, int64_t n, Norm norm) {
   return result;
 }
 
+// ---- the interface of a device, for what the bindings do otherwise than for the CPU
+// ------------------------
+
+// The dims of a call along which `step` moves, outermost first, so that what lies together is allowed at
+// once.
+struct Extent {
+  int dims = 0;
+  int64_t size[2 * kMaxDims], step[2 * kMaxDims];
+  void add(int64_t n, int64_t bytes) {
+    if (bytes == 0 || n == 1) return;
+    int d = dims++;
+    for (; d > 0 && step[d - 1] > bytes; --d) size[d] = size[d - 1], step[d] = step[d - 1];
+    size[d] = n, step[d] = bytes;
+  }
+  void allow(const void* p, int item, bool writable) const {
+    allow_view(static_cast<const char*>(p), size, step, dims, item, writable);
+  }
+};
+void allow_indices(const Indexed& call) {
+  for (int k = 0; k < call.indices; ++k) {
+    Extent index;
+    for (int d = 0; d < call.dims; ++d) index.add(call.size[d], call.index[k].step[d]);
+    index.allow(call.index[k].data, call.index[k].wide ? 8 : 4, false);
+  }
+}
+// The places that the indices, which have been checked, say, and nothing else of x.
+void allow_places(const Indexed& call) {
+  const int item = item_size(call.dtype);
+  const bool runs = call.step[0] == item && call.rows;
+  int64_t n = 1;
+  for (int d = runs; d < call.dims; ++d) n *= call.size[d];
+  for (int64_t i = 0; i < n; ++i) {
+    char* x = call.data;
+    const char* index[kMaxIndices];
+    for (int k = 0; k < call.indices; ++k) index[k] = call.index[k].data;
+    int64_t rest = i;
+    for (int d = runs; d < call.dims; rest /= call.size[d++]) {
+      x += rest % call.size[d] * call.step[d];
+      for (int k = 0; k < call.indices; ++k) index[k] += rest % call.size[d] * call.index[k].step[d];
+    }
+    for (int k = 0; k < call.indices; ++k) {
+      int64_t at = 0;
+      int32_t narrow = 0;
+      std::memcpy(&narrow, index[k], sizeof(narrow));
+      at = narrow;
+      if (call.index[k].wide) std::memcpy(&at, index[k], sizeof(at));
+      x += (at < 0 ? at + call.index[k].length : at) * call.index[k].stride;
+    }
+    emulate::allow(x, (runs ? call.size[0] : 1) * item, item, true);
+  }
+}
+int64_t points_of(const Indexed& call) {
+  int64_t points = 1;
+  for (int d = 0; d < call.dims; ++d) points *= call.step[d] == 0 ? call.size[d] : 1;
+  return points;
+}
+
+int check_indices(const Indexed& call, bool negative, void* places, const Device&, void*) {
+  const Memory memory;
+  allow_indices(call);
+  const int item = cuda::wide_places(call) ? 8 : 4;
+  if (places != nullptr) emulate::allow(places, points_of(call) * item, item, true);
+  return cuda::check_indices(call, negative, places, device, nullptr);
+}
+int put_indexed(const Indexed& call, const cuda::PointOrder& order, uint64_t bits, const Device&, void*) {
+  const Memory memory;
+  const int item = item_size(call.dtype);
+  allow_places(call);
+  if (call.source != nullptr) {
+    Extent source;
+    for (int d = 0; d < call.dims; ++d) source.add(call.size[d], call.source_step[d]);
+    source.allow(call.source, item, false);
+  }
+  if (order.place != nullptr) {
+    const int64_t points = points_of(call);
+    emulate::allow(order.place, points * (order.wide ? 8 : 4), order.wide ? 8 : 4, false);
+    emulate::allow(order.point, points * 8, 8, false);
+  } else {
+    allow_indices(call);
+  }
+  return cuda::put_indexed(call, order, bits, device, nullptr);
+}
+int put_masked(const Masked& call, uint64_t bits, int64_t available, bool exactly, int64_t* counts,
+               const Device&, void*) {
+  const Memory memory;
+  const int item = item_size(call.dtype);
+  Extent x, mask, source;
+  x.add(call.row, item);
+  for (int d = 0; d < call.dims; ++d)
+    x.add(call.size[d], call.step[d]), mask.add(call.size[d], call.mask_step[d]);
+  x.allow(call.data, item, true);
+  mask.allow(call.mask, 1, false);
+  if (call.put == Put::copy && (available > 0 || call.source_step == 0)) {
+    source.add(call.row, call.source_inner);
+    source.add(available, call.source_step);
+    source.allow(call.source, item, false);
+  }
+  if (counts != nullptr) emulate::allow(counts, cuda::kMaskParts * 8, 8, true);
+  return cuda::put_masked(call, bits, available, exactly, counts, device, nullptr);
+}
+
 const LoopFn no_loops[kOpCodes][kDTypes][kLoopVariants] = {};
 
 } // namespace
@@ -116,6 +218,20 @@ __attribute__((visibility("default"))) const inplace_ext::CpuKernels* inplace_ex
   return &kernels;
 }
 
+__attribute__((visibility("default"))) const inplace_ext::CudaKernels* inplace_ext_cuda_kernels() {
+  using namespace inplace_ext;
+  static const CudaKernels kernels = [] {
+    CudaKernels table{};
+    table.abi = kCudaAbiVersion;
+    table.table = table_fingerprint();
+    table.message = [](int) { return "emulated"; };
+    table.check_indices = check_indices;
+    table.put_indexed = put_indexed;
+    table.put_masked = put_masked;
+    return table;
+  }();
+  return &kernels;
+}
 __attribute__((visibility("default"))) void inplace_ext_emulate_device(int processors, int threads) {
   inplace_ext::device.processors = processors;
   inplace_ext::device.threads_per_processor = threads;

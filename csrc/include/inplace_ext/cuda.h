@@ -47,14 +47,38 @@ struct TensorList {
   int64_t first[kListed + 1]; // the number of the first part of each, and of all parts
 };
 
+// The points of an index in the order of their places, stably. Places are numbers that are the same where the
+// indices mean the same, of int64 or int32; `point` says which point each is of, in C order. Null both where
+// the order does not matter.
+struct PointOrder {
+  const void* place = nullptr;
+  const int64_t* point = nullptr;
+  bool wide = false;
+};
+// Whether places take 64 bits.
+inline bool wide_places(const Indexed& call) {
+  int64_t places = 1;
+  for (int k = 0; k < call.indices; ++k) {
+    if (call.index[k].length > INT32_MAX / places) return true;
+    places *= call.index[k].length;
+  }
+  return false;
+}
+
+// The parts of a mask, whose true elements are counted before each can have its own of the source.
+constexpr int64_t kMaskParts = 4096;
+inline bool counts_mask(const Masked& call) {
+  return call.put == Put::copy && call.source_step != 0;
+}
+
 } // namespace cuda
 
 // Every launch goes to the stream, a cudaStream_t of the current device, and waits for nothing. What comes
 // back is a cudaError_t.
-constexpr uint32_t kCudaAbiVersion = 1;
+constexpr uint32_t kCudaAbiVersion = 2;
 struct CudaKernels {
-  uint32_t abi;
-  int toolkit; // CUDART_VERSION
+  uint32_t abi, table; // kCudaAbiVersion and table_fingerprint() of the build
+  int toolkit;         // CUDART_VERSION
   const char* architectures;
   const char* (*message)(int error);
   int (*device)(int index, Device&);
@@ -72,6 +96,15 @@ struct CudaKernels {
   int (*norm_final)(const double* sums, int64_t parts, DType, Norm, double most, void* total, void* factor,
                     void* stream);
   int (*scale_by)(const cuda::TensorList&, DType, const void* factor, const Device&, void* stream);
+  // Ends all work of the context where an index is out of range. Writes the place of each point to `places`
+  // unless that is null; then only the indices are looked at.
+  int (*check_indices)(const Indexed&, bool negative, void* places, const Device&, void* stream);
+  // For indices in range. `bits` are those of an element that is filled with.
+  int (*put_indexed)(const Indexed&, const cuda::PointOrder&, uint64_t bits, const Device&, void* stream);
+  // `counts` is room for kMaskParts numbers where counts_mask(): all work of the context ends then where the
+  // source's parts for `available` elements are too few, or with `exactly` another number.
+  int (*put_masked)(const Masked&, uint64_t bits, int64_t available, bool exactly, int64_t* counts,
+                    const Device&, void* stream);
 };
 
 } // namespace inplace_ext
