@@ -252,6 +252,126 @@ def test_clipping(order: float) -> None:
     assert torch.equal(device[1].grad, before)
 
 
+# ---- indexing assignment ----------------------------------------------------------------------------------
+
+
+@gpu
+@by_dtype
+def test_indexing_along_a_dim(dtype: torch.dtype) -> None:
+    index = torch.randint(0, 9, (40,), generator=torch.Generator().manual_seed(1))  # each place several times
+    for shape, dim in (
+        ((9, 64), 0),
+        ((9, 33), 0),
+        ((9, 50_000), 0),
+        ((9,), 0),
+        ((70, 9), 1),
+        ((3, 9, 16), 1),
+    ):
+        sizes = [40 if d == dim else n for d, n in enumerate(shape)]
+        for layout in LAYOUTS:
+            x, source = make(shape, dtype, layout, 1), make(sizes, dtype, layout, 2, 0)
+            check("index_fill_", x, dim, index - 9, 1, bitwise=True)
+            assert path().startswith("cuda:index_")
+            check("index_copy_", x, dim, index, source, bitwise=True)
+            check("index_add_", x, dim, index.int(), source, bitwise=True)
+            assert path().startswith("cuda:index_")
+            wide = index.view([-1 if d == dim else 1 for d in range(len(shape))]).expand(sizes)
+            check("scatter_", x, dim, wide, source, bitwise=True)
+            check("scatter_add_", x, dim, wide, source, bitwise=True)
+            assert path().startswith("cuda:index_")
+            own = torch.randint(0, 9, sizes, generator=torch.Generator().manual_seed(2))
+            check("scatter_", x, dim, own, 1, bitwise=True)
+            assert path().startswith("cuda:index_")
+
+
+@gpu
+@by_dtype
+def test_places_and_masks(dtype: torch.dtype) -> None:
+    x, g = make((60, 90), dtype), torch.Generator().manual_seed(3)
+    places, values = (
+        torch.randint(-5400, 5400, (9000,), generator=g),
+        make((9000,), dtype, seed=4, specials=0),
+    )
+    for accumulate in (False, True):
+        check("put_", x, places, values, accumulate, bitwise=True)
+        assert path() == "cuda:index_elements"
+        pairs = (places % 60, places % 90)
+        want, y = ie.index_put_(x.clone(), pairs, values, accumulate), on_cuda(x)
+        ie.index_put_(y, tuple(map(on_cuda, pairs)), on_cuda(values), accumulate)
+        assert path() == "cuda:index_elements" and matches(y.cpu(), want).all()
+    for mask in (torch.rand(60, 90, generator=g) < 0.3, torch.rand(60, 1, generator=g) < 0.5):
+        check("masked_scatter_", x, mask, values, bitwise=True)
+        assert path() == "cuda:mask_blocks"
+    rows = torch.rand(60, generator=g) < 0.5
+    check("setitem_", x, rows, make((int(rows.sum()), 90), dtype, seed=5), bitwise=True)
+    assert path() == "cuda:mask_rows"
+    check("setitem_", x, rows, 1, bitwise=True)
+    assert path() == "cuda:mask_rows"
+    check("setitem_", x, slice(3, 50, 2), 0, bitwise=True)
+    assert path().startswith("cuda:")
+    for item in (on_cuda(places[:3]) % 60, [1, -2], torch.tensor(3, device="cuda"), torch.tensor([4])):
+        y = on_cuda(x)
+        ie.setitem_(y, item, 1)  # by torch where the index is not on the device
+        want = x.clone()
+        want[item.cpu() if isinstance(item, torch.Tensor) else item] = 1
+        assert matches(y.cpu(), want).all(), item
+
+
+@gpu
+@pytest.mark.parametrize(
+    "call",
+    [
+        "ie.index_fill_(x, 0, torch.tensor([1, 9], device='cuda'), 1)",
+        "ie.index_add_(x, 0, torch.tensor([1, -1], device='cuda'), x[:2].clone())",
+        "ie.setitem_(x, (x[0] * 0 + 30).long(), 1)",
+        "ie.masked_scatter_(x, x == 0, torch.ones(9, device='cuda'))",
+    ],
+)
+def test_what_does_not_fit_ends_the_work(call: str) -> None:
+    """In a process of its own, whose device is of no use from then on."""
+    program = f"""
+import torch, inplace_ext as ie
+x = torch.zeros(9, 30, device="cuda")
+{call}
+try:
+    torch.cuda.synchronize()
+except RuntimeError as error:
+    print("raised", error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.startswith("raised") and "assert" in done.stdout, done.stdout + done.stderr
+    assert "index out of bounds" in done.stderr or "more elements than source" in done.stderr
+
+
+@gpu
+def test_indexing_waits_for_nothing_and_goes_into_graphs() -> None:
+    x, source = torch.zeros(900, 64, device="cuda"), torch.ones(300, 64, device="cuda")
+    index, mask = torch.arange(300, device="cuda") // 2, torch.arange(900, device="cuda")[:, None] % 3 == 0
+
+    def calls() -> None:
+        ie.index_copy_(x, 0, index, source)
+        ie.index_add_(x, 0, index, source)
+        ie.index_fill_(x, 0, index[:2], 7)
+        ie.masked_scatter_(x, mask, x + 1)
+
+    calls()
+    want = x.clone()
+    torch.cuda.synchronize()
+    gate = torch.cuda.Event()
+    torch.cuda._sleep(200_000_000)
+    gate.record()
+    x.zero_()
+    calls()
+    assert not gate.query()
+    assert torch.equal(x, want)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        calls()
+    x.zero_()
+    graph.replay()
+    assert torch.equal(x, want)
+
+
 # ---- streams, graphs, devices, sizes ----------------------------------------------------------------------
 
 
@@ -377,6 +497,9 @@ def test_autograd_and_compile() -> None:
 def test_compute_sanitizer(tool: str) -> None:
     command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "pytest"]
     command += ["-q", "-p", "no:cacheprovider", str(Path(__file__)), "-k"]
-    command += ["test_chain or test_clipping or test_softmax and float32 or test_dropout_has and float16"]
+    command += [
+        "test_chain or test_clipping or test_softmax and float32 or test_dropout_has and float16 "
+        "or test_indexing_along and float32 or test_places and float32"
+    ]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ})
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]

@@ -63,6 +63,7 @@ MORE_REGISTERS = [
     (r"run_space<.*unsigned long>", 64, "64-bit indices"),
     (r"rowwise::softmax_", 255, "rows are held in registers"),
     (r"draws::dropout_", 64, "two Philox blocks at a time"),
+    (r"indexed::", 64, "64-bit places, several accesses of a thread on their way"),
     (r"norms::", 64, "sums in double precision, several packs on their way"),
 ]
 
@@ -186,7 +187,9 @@ def test_packs_are_moved_at_once(compiled: Compiled, access: str) -> None:
     """16 bytes in one instruction, in every kernel of contiguous tensors."""
     wide = re.compile(rf"{access}\.global(\.\w+)*\.(v4\.[bfus]32|v2\.[bfus]64)")
     for name, text in compiled.ptx.items():
-        if re.match(r"run_(space|list)<(float|double|long|int|short, 8|(un)?signed char, 16)", name):
+        packs = r"run_(space|list)<(float|double|long|int|short, 8|(un)?signed char, 16)"
+        rows = r"indexed::(put_(lines|mask)<16, true|add_lines<(float, 4|double, 2|half_t, 8|unsigned char, 16))"
+        if re.match(f"{packs}|{rows}", name):
             assert wide.search(text), name
 
 

@@ -19,7 +19,9 @@ namespace inplace_ext::cuda {
 namespace indexed {
 
 constexpr int kThreads = 256, kWarps = kThreads / kWarp;
-constexpr int kTogether = 4; // accesses of a thread that are on their way together
+// Accesses of a thread that are on their way together.
+template <int Bytes>
+constexpr int kTogether = Bytes < 16 ? 4 : 2;
 // Accesses of a tile at most, but for rows: a longer one is cut into pieces.
 constexpr int64_t kTileUnits = 2048;
 constexpr int kEach = kWarp / kWarps; // elements of a mask that a thread looks at together
@@ -37,32 +39,35 @@ inline Rows rows_of(int64_t units, int64_t step, int64_t source_step) {
   return rows;
 }
 
-// Moves rows of a tile, a piece of each: x + to[r] = source + from(r), or the value.
-template <int Bytes, class Shared, class From>
+// Moves rows of a tile, a piece of each: x + to[r] = source + from(r), or the value. (Were the choice not
+// made at compile time, the loads would not be known to be of global memory.)
+template <int Bytes, bool Copies, class Shared, class From>
 IE_DEVICE void move_rows(const Rows& rows, int count, int64_t piece, char* x, const char* source, Shared to,
                          const From& from, const Chunk<Bytes>& value) {
   using Unit = Chunk<Bytes>;
   const int64_t begin = piece * rows.units_of_piece, rest = rows.units - begin;
   const auto units = static_cast<unsigned>(rest < rows.units_of_piece ? rest : rows.units_of_piece);
   const unsigned n = static_cast<unsigned>(count) * units;
-  for (unsigned first = threadIdx.x; first < n; first += kThreads * kTogether) {
-    Unit moved[kTogether];
-    char* place[kTogether];
+  x += begin * rows.step;
+  if constexpr (Copies) source += begin * rows.source_step;
+  for (unsigned first = threadIdx.x; first < n; first += kThreads * kTogether<Bytes>) {
+    Unit moved[kTogether<Bytes>];
+    char* place[kTogether<Bytes>];
     IE_UNROLL(4)
-    for (int j = 0; j < kTogether; ++j) {
+    for (int j = 0; j < kTogether<Bytes>; ++j) {
       const unsigned u = first + j * kThreads;
       place[j] = nullptr;
-      moved[j] = value;
+      if constexpr (!Copies) moved[j] = value;
       if (u >= n) continue;
-      const unsigned r = u / units;
-      const int64_t at = to[r], i = begin + (u - r * units);
+      const unsigned r = u / units, i = u - r * units;
+      const int64_t at = to[r];
       if (at == kNowhere) continue;
       place[j] = x + at + i * rows.step;
-      if (source != nullptr)
+      if constexpr (Copies)
         moved[j] = load_global(reinterpret_cast<const Unit*>(source + from(r) + i * rows.source_step));
     }
     IE_UNROLL(4)
-    for (int j = 0; j < kTogether; ++j) {
+    for (int j = 0; j < kTogether<Bytes>; ++j) {
       if (place[j] != nullptr) store_same(reinterpret_cast<Unit*>(place[j]), moved[j]);
     }
   }
@@ -181,7 +186,7 @@ IE_DEVICE int64_t source_of(const Indexed& call, const Lines& lines, const Point
   return from;
 }
 
-template <int Bytes>
+template <int Bytes, bool Copies>
 IE_GLOBAL void IE_LAUNCH_BOUNDS(kThreads, 4)
     put_lines(IE_GRID_CONSTANT const Indexed call, IE_GRID_CONSTANT const Lines lines,
               IE_GRID_CONSTANT const PointOrder order, const Chunk<Bytes> value) {
@@ -197,10 +202,10 @@ IE_GLOBAL void IE_LAUNCH_BOUNDS(kThreads, 4)
       const Line line = find_line(call, lines, order, first + t);
       const bool stays = !is_same_place(lines, order, line, line.point + 1);
       to[t] = stays ? line.to : kNowhere;
-      from[t] = stays && call.source != nullptr ? line.from + source_of(call, lines, order, line.point) : 0;
+      from[t] = stays && Copies ? line.from + source_of(call, lines, order, line.point) : 0;
     }
     __syncthreads();
-    move_rows<Bytes>(
+    move_rows<Bytes, Copies>(
         lines.rows, count, tile - group * lines.rows.pieces, call.data, call.source, to,
         [&](unsigned r) -> int64_t { return from[r]; }, value);
   }
@@ -362,7 +367,7 @@ IE_GLOBAL void IE_LAUNCH_BOUNDS(kThreads, 4)
   }
 }
 
-template <int Bytes>
+template <int Bytes, bool Copies>
 IE_GLOBAL void IE_LAUNCH_BOUNDS(kThreads, 4)
     put_mask(IE_GRID_CONSTANT const Masked call, IE_GRID_CONSTANT const Parts parts,
              const int64_t* const before, const Chunk<Bytes> value) {
@@ -406,7 +411,7 @@ IE_GLOBAL void IE_LAUNCH_BOUNDS(kThreads, 4)
       }
       const int count = counts[kWarp];
       __syncthreads();
-      move_rows<Bytes>(
+      move_rows<Bytes, Copies>(
           parts.rows, count, tile - part * parts.rows.pieces, call.data, call.source, to,
           [&](unsigned r) { return (taken + r) * call.source_step; }, value);
       taken += count;
@@ -542,7 +547,9 @@ inline cudaError_t put_indexed(const Indexed& call, const PointOrder& order, uin
   const int item = item_size(call.dtype);
   if (call.put != Put::add) {
     return with_access(bytes, bits, item, [&](const auto& chunk) {
-      return launch(put_lines<sizeof(chunk)>, grid, dim3(kThreads), 0, stream, call, lines, order, chunk);
+      constexpr int kBytes = sizeof(chunk);
+      return launch(call.put == Put::copy ? put_lines<kBytes, true> : put_lines<kBytes, false>, grid,
+                    dim3(kThreads), 0, stream, call, lines, order, chunk);
     });
   }
   return with_storage(call.dtype, [&](auto s) {
@@ -597,7 +604,10 @@ inline cudaError_t put_masked(const Masked& call, uint64_t bits, int64_t availab
   }
   const dim3 grid = grid_for(parts.parts * parts.rows.pieces, device, kThreads);
   return with_access(bytes, bits, item_size(call.dtype), [&](const auto& chunk) {
-    return launch(put_mask<sizeof(chunk)>, grid, dim3(kThreads), 0, stream, call, parts, counts, chunk);
+    constexpr int kBytes = sizeof(chunk);
+    return launch(call.put == Put::copy ? put_mask<kBytes, true> : put_mask<kBytes, false>, grid,
+                  dim3(kThreads), 0, stream, call, parts, counts, chunk);
   });
 }
+
 } // namespace inplace_ext::cuda
