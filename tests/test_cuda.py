@@ -40,8 +40,9 @@ def on_cuda(value: Any) -> Any:
     """The same on the device, tensors with their strides."""
     if not isinstance(value, torch.Tensor) or value.dim() == 0:
         return value
-    out = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="cuda")
-    return out.copy_(value)
+    once = value[tuple(slice(1 if step == 0 else None) for step in value.stride())]  # what is expanded
+    out = torch.empty_strided(once.shape, once.stride(), dtype=value.dtype, device="cuda")
+    return out.copy_(once).expand(value.shape)
 
 
 def path() -> str:
@@ -305,7 +306,7 @@ def test_places_and_masks(dtype: torch.dtype) -> None:
     rows = torch.rand(60, generator=g) < 0.5
     check("setitem_", x, rows, make((int(rows.sum()), 90), dtype, seed=5), bitwise=True)
     assert path() == "cuda:mask_rows"
-    check("setitem_", x, rows, 1, bitwise=True)
+    check("setitem_", x, rows, True, bitwise=True)
     assert path() == "cuda:mask_rows"
     check("setitem_", x, slice(3, 50, 2), 0, bitwise=True)
     assert path().startswith("cuda:")
