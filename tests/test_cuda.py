@@ -6,6 +6,7 @@ What has run where is said in README.md.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -89,6 +90,22 @@ def test_without_a_gpu_the_error_is_torchs() -> None:
         with pytest.raises(type(own.value)) as error:
             call()
         assert str(error.value) == str(own.value)
+
+
+@pytest.mark.skipif(_native.module is None or shutil.which("c++") is None, reason="needs module and compiler")
+def test_kernels_of_another_build_are_refused(tmp_path: Path) -> None:
+    """Of this interface, but of another op table."""
+    header = Path(__file__).parents[1] / "csrc" / "include" / "inplace_ext" / "cuda.h"
+    abi = re.search(r"kCudaAbiVersion = (\d+);", header.read_text())
+    assert abi is not None and _native.module is not None
+    source, library = tmp_path / "kernels.cpp", tmp_path / "kernels.so"
+    source.write_text(
+        f"struct {{ unsigned abi, table; }} kernels = {{{abi[1]}, 1}};\n"
+        'extern "C" const void* inplace_ext_cuda_kernels() { return &kernels; }\n'
+    )
+    subprocess.run(["c++", "-shared", "-fPIC", str(source), "-o", str(library)], check=True)
+    with pytest.raises(RuntimeError, match="of another build"):
+        _native.module.load_cuda_kernels(str(library))
 
 
 # ---- parity -----------------------------------------------------------------------------------------------

@@ -188,7 +188,9 @@ def test_packs_are_moved_at_once(compiled: Compiled, access: str) -> None:
     wide = re.compile(rf"{access}\.global(\.\w+)*\.(v4\.[bfus]32|v2\.[bfus]64)")
     for name, text in compiled.ptx.items():
         packs = r"run_(space|list)<(float|double|long|int|short, 8|(un)?signed char, 16)"
-        rows = r"indexed::(put_(lines|mask)<16, true|add_lines<(float, 4|double, 2|half_t, 8|unsigned char, 16))"
+        rows = (
+            r"indexed::(put_(lines|mask)<16, true|add_lines<(float, 4|double, 2|half_t, 8|unsigned char, 16))"
+        )
         if re.match(f"{packs}|{rows}", name):
             assert wide.search(text), name
 
