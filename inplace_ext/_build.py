@@ -58,6 +58,8 @@ CUDA_FLAGS = [
 #: Compute capabilities where neither TORCH_CUDA_ARCH_LIST nor a device says which: from Turing on, what the
 #: toolkit of torch compiles for, with PTX at the end for devices to come. Code for 8.0 runs on 8.6 and 8.9.
 CUDA_ARCHITECTURES = "7.5;8.0;9.0;10.0;12.0+PTX"
+#: The same at run time, where each one costs time: PTX, of which the driver makes code for later ones.
+CUDA_ARCHITECTURE = "8.0+PTX"
 
 _AVX2 = ["-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2"]
 _AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512cd", "-mprefer-vector-width=512"]
@@ -86,6 +88,8 @@ SANITIZE_FLAGS = [
 # After the others, of which the last one counts. The kernels check the places that they read and write
 # (IE_ASSERT), the standard library its own.
 DEBUG_FLAGS = ["-O0", "-g", "-DINPLACE_EXT_DEBUG", "-D_GLIBCXX_ASSERTIONS"]
+#: Lines for compute-sanitizer and the debugger; without optimisation kernels would not have the registers.
+CUDA_DEBUG_FLAGS = ["-g", "-lineinfo"]
 
 
 def sanitizing() -> bool:
@@ -159,6 +163,14 @@ def no_cuda() -> str | None:
         return "INPLACE_EXT_CUDA=0 was set when it was installed"
     if sanitizing():
         return "a sanitized build is of the host's code alone"
+    reason = missing_cuda()
+    if reason and wanted == "1":
+        raise RuntimeError(f"INPLACE_EXT_CUDA=1, but {reason}")
+    return reason
+
+
+def missing_cuda() -> str | None:
+    """What keeps CUDA kernels from being built for this torch, or None."""
     import torch
 
     reason = None
@@ -173,23 +185,38 @@ def no_cuda() -> str | None:
             f"torch is built with CUDA {torch.version.cuda}, but nvcc in {toolkit.home} is of CUDA "
             f"{major}.{minor}: the major versions must be the same (CUDA_HOME names another toolkit)"
         )
-    if reason and wanted == "1":
-        raise RuntimeError(f"INPLACE_EXT_CUDA=1, but {reason}")
     return reason
 
 
-def cuda_architectures() -> str:
-    """Compute capabilities to compile for, in the form of TORCH_CUDA_ARCH_LIST."""
+def cuda_architectures(otherwise: str = CUDA_ARCHITECTURES) -> str:
+    """Compute capabilities to compile for, in the form of TORCH_CUDA_ARCH_LIST: those in it, else those of
+    the devices that are here, else others."""
     asked = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
     if asked:
         return asked.replace(" ", ";")
     import torch
 
     if not torch.cuda.is_available():
-        return CUDA_ARCHITECTURES
+        return otherwise
     found = {torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())}
     names = [f"{major}.{minor}" for major, minor in sorted(found)]
     return ";".join(names) + "+PTX"
+
+
+def architecture_flags(architectures: str) -> list[str]:
+    """nvcc's flags for compute capabilities."""
+    flags = []
+    for name in architectures.split(";"):
+        found = re.fullmatch(r"(\d+)\.(\d+[af]?)(\+PTX)?", name)
+        if found is None:
+            raise ValueError(
+                f"TORCH_CUDA_ARCH_LIST must hold compute capabilities, such as 8.0;9.0+PTX, got {name!r}"
+            )
+        code = found[1] + found[2]
+        flags.append(f"-gencode=arch=compute_{code},code=sm_{code}")
+        if found[3]:
+            flags.append(f"-gencode=arch=compute_{code},code=compute_{code}")
+    return flags
 
 
 def cuda_extension() -> Any:
@@ -205,14 +232,13 @@ def cuda_extension() -> Any:
     import torch.utils.cpp_extension
 
     torch.utils.cpp_extension.CUDA_HOME = str(toolkit.home)
-    exports = f"-Wl,--version-script={ROOT / 'csrc' / 'cuda' / 'exports.map'}"
-    define = f'-DINPLACE_EXT_ARCHITECTURES="{architectures}"'
+    arguments = cuda_arguments(architectures)
     return Extension(
         f"{PACKAGE}._cuda",
         sources("cuda"),
-        include_dirs=[str(ROOT / "csrc" / "include"), str(ROOT / "csrc" / "cuda")],
-        extra_compile_args={"cxx": [], "nvcc": [*CUDA_FLAGS, define]},
-        extra_link_args=["-Wl,-z,defs", exports],
+        include_dirs=arguments.include_dirs,
+        extra_compile_args={"cxx": [], "nvcc": arguments.compile},
+        extra_link_args=arguments.link,
         library_dirs=[str(toolkit.home / "lib64")],
         libraries=["cudart"],  # that which torch has loaded
         depends=[*headers(), "csrc/cuda/exports.map"],
@@ -237,6 +263,17 @@ def kernel_arguments(flags: list[str]) -> Arguments:
         [str(csrc() / "include"), str(csrc() / "cpu")],
         KERNEL_FLAGS + flags + sanitize,
         [*(sanitize or ["-Wl,-z,defs"]), exports],
+    )
+
+
+def cuda_arguments(architectures: str) -> Arguments:
+    """Of the library of the CUDA kernels, but for the flags that name the architectures."""
+    exports = f"-Wl,--version-script={csrc() / 'cuda' / 'exports.map'}"
+    define = f'-DINPLACE_EXT_ARCHITECTURES="{architectures}"'
+    return Arguments(
+        [str(csrc() / "include"), str(csrc() / "cuda")],
+        [*CUDA_FLAGS, define],
+        ["-Wl,-z,defs", exports],
     )
 
 

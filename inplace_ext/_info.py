@@ -31,6 +31,7 @@ class Info:
     cuda: str | None
     cuda_architectures: list[str]
     cuda_reason: str | None
+    cuda_kernels: str | None
     #: What takes the tensors of each type of device.
     backends: dict[str, str]
     build: dict[str, object] = field(default_factory=dict)
@@ -62,6 +63,7 @@ def info() -> Info:
         cuda=None if cuda is None else f"{cuda[0] // 1000}.{cuda[0] % 1000 // 10}",
         cuda_architectures=[] if cuda is None else cuda[1].split(";"),
         cuda_reason=_native.cuda_reason,
+        cuda_kernels=None if _native.cuda_library is None else str(_native.cuda_library),
         backends={
             "cpu": f"own kernels ({capability})" if native else "torch",
             "cuda": "own kernels" if cuda else "torch",

@@ -44,18 +44,18 @@ def library(capability: str) -> Path:
     return Path(__file__).with_name(f"_cpu_{capability}{suffix}")
 
 
-def cuda_library() -> Path:
-    return Path(__file__).with_name(f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}")
+def _how() -> dict[str, bool]:
+    words = os.environ["INPLACE_EXT_JIT"].split(",")
+    if unknown := set(words) - {"1", "debug", "verbose"}:
+        raise ValueError(f"INPLACE_EXT_JIT must be 1, or debug or verbose or both, got {unknown.pop()!r}")
+    return {"debug": "debug" in words, "verbose": "verbose" in words}
 
 
 def _compile() -> ModuleType:
     """The module of the sources as they are now, and its kernels; what the compiler says is the error."""
     from inplace_ext import _toolchain
 
-    words = os.environ["INPLACE_EXT_JIT"].split(",")
-    if unknown := set(words) - {"1", "debug", "verbose"}:
-        raise ValueError(f"INPLACE_EXT_JIT must be 1, or debug or verbose or both, got {unknown.pop()!r}")
-    how = {"debug": "debug" in words, "verbose": "verbose" in words}
+    how = _how()
     _toolchain.require_toolchain()
     name = _build.runnable(torch.backends.cpu.get_cpu_capability())[0]
     name = name if name in _build.capabilities() else "baseline"
@@ -100,18 +100,36 @@ def _load_cuda() -> tuple[tuple[int, str] | None, str | None]:
     """Of the CUDA kernels the version of their toolkit and the architectures, or None and the reason."""
     if module is None:
         return None, reason
-    if not cuda_library().exists():
+    library = Path(__file__).with_name(f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}")
+    if _compiles():
+        from inplace_ext import _toolchain
+
+        if without := _build.no_cuda():
+            return None, without
+        library = _toolchain.build_cuda(**_how())
+    if not library.exists():
         return None, _build.recorded_cuda_reason() or "they are not built"
     try:
-        return module.load_cuda_kernels(str(cuda_library())), None
+        return use_cuda_library(library), None
     except RuntimeError as error:
         return None, str(error)
 
 
+def use_cuda_library(path: Path) -> tuple[int, str]:
+    """Has the module run the CUDA kernels of this file from now on."""
+    global cuda, cuda_reason, cuda_library, devices
+    assert module is not None
+    found: tuple[int, str] = module.load_cuda_kernels(str(path))
+    cuda, cuda_reason, cuda_library, devices = found, None, path, ("cpu", "cuda")
+    return found
+
+
 module, reason = _load()
-cuda, cuda_reason = _load_cuda()
+#: The file of the CUDA kernels in use.
+cuda_library: Path | None = None
 #: Types of the devices whose tensors the kernels take.
-devices = ("cpu",) if cuda is None else ("cpu", "cuda")
+devices: tuple[str, ...] = ("cpu",)
+cuda, cuda_reason = _load_cuda()
 _enabled = True
 
 

@@ -13,9 +13,10 @@ import hashlib
 import os
 import shlex
 import shutil
+import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -56,10 +57,11 @@ def _digest_of_headers(stamp: tuple[tuple[str, int, int], ...]) -> str:
     return digest(*(Path(path).read_text() for path, _, _ in stamp))
 
 
-def headers_digest() -> str:
-    """Of the contents of all headers that a kernel may include."""
+def headers_digest(folder: str) -> str:
+    """Of the contents of all headers that a kernel in a folder of csrc may include."""
     csrc = _build.csrc()
-    paths = sorted([*(csrc / "include").rglob("*.h"), *(csrc / "cpu").glob("*.h")])
+    found = [*(csrc / "include").rglob("*.h"), *(csrc / folder).glob("*.h"), *(csrc / folder).glob("*.cuh")]
+    paths = sorted(found)
     stats = [(str(path), os.stat(path)) for path in paths]
     return _digest_of_headers(tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats))
 
@@ -120,6 +122,60 @@ def compile_library(
     return folder / f"{name}.so"
 
 
+def compile_cuda_library(
+    name: str,
+    sources: Sequence[Path],
+    folder: Path,
+    arguments: _build.Arguments,
+    toolkit: _build.Toolkit,
+    *,
+    verbose: bool = False,
+) -> Path:
+    """The same by nvcc. torch's own way would link its libraries, which a kernel library does without."""
+    begin = time.perf_counter()
+    host = shlex.split(os.environ.get("CXX") or "c++")
+    include = [f"-I{path}" for path in arguments.include_dirs]
+    # nvcc takes a compiler, not a command such as `ccache c++`.
+    flags = [
+        *include,
+        *arguments.compile,
+        "-Xcompiler",
+        "-fPIC",
+        *(["-ccbin", *host] if len(host) == 1 else []),
+    ]
+    link = [*arguments.link, f"-L{toolkit.home / 'lib64'}", "-lcudart"]
+    (folder / "build.ninja").write_text(
+        f"rule compile\n  command = {_in_ninja(str(toolkit.home / 'bin' / 'nvcc'), '-MD', '-MF')} $out.d "
+        f"{_in_ninja(*flags)} -c $in -o $out\n  depfile = $out.d\n  deps = gcc\n"
+        f"rule link\n  command = {_in_ninja(*host)} -shared $in -o $out {_in_ninja(*link)}\n"
+        + "".join(f"build {source.stem}.o: compile {_path_in_ninja(source)}\n" for source in sources)
+        + f"build {name}.so: link {' '.join(f'{source.stem}.o' for source in sources)}\n"
+    )
+    command = ["ninja", "-v", *(["-j", jobs] if (jobs := os.environ.get("MAX_JOBS")) else [])]
+    said = []
+    with subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            said.append(line)
+            if verbose:
+                print(line, end="", file=sys.stderr)
+    if process.returncode != 0:
+        raise RuntimeError(f"Error building {name!r}:\n{''.join(said)}")
+    if verbose:
+        print(f"{name}: up to date in {time.perf_counter() - begin:.1f} s, in {folder}", file=sys.stderr)
+    return folder / f"{name}.so"
+
+
+def _in_ninja(*words: str) -> str:
+    return shlex.join(words).replace("$", "$$")
+
+
+def _path_in_ninja(path: Path) -> str:
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
 #: Copies of a library that are kept: another process may be about to load one.
 _KEPT = 4
 
@@ -158,9 +214,57 @@ def build_bindings(*, debug: bool = False, verbose: bool = False) -> Path:
         return pinned(compile_library("_C", sources, folder, arguments, debug=debug, verbose=verbose))
 
 
-def _folder(name: str, arguments: _build.Arguments, debug: bool) -> Path:
+def require_cuda() -> _build.Toolkit:
+    require_toolchain()
+    if reason := _build.missing_cuda():
+        raise NoToolchain(reason)
+    toolkit = _build.find_toolkit()
+    assert toolkit is not None
+    return toolkit
+
+
+def _cuda_arguments(debug: bool) -> _build.Arguments:
+    """For the architectures that are wanted, or here."""
+    architectures = _build.cuda_architectures(_build.CUDA_ARCHITECTURE)
+    arguments = _build.cuda_arguments(architectures)
+    more = [*_build.architecture_flags(architectures), *(_build.CUDA_DEBUG_FLAGS if debug else [])]
+    return arguments._replace(compile=[*arguments.compile, *more])
+
+
+def _nvcc(toolkit: _build.Toolkit) -> tuple[object, ...]:
+    stat = os.stat(toolkit.home / "bin" / "nvcc")
+    return (toolkit, stat.st_size, stat.st_mtime_ns)
+
+
+def build_cuda(*, debug: bool = False, verbose: bool = False) -> Path:
+    """The library of the CUDA kernels, of the sources as they are now."""
+    toolkit = require_cuda()
+    arguments = _cuda_arguments(debug)
+    name = "inplace_ext_cuda"
+    folder = _folder(name, arguments, debug, _nvcc(toolkit))
+    with locked(folder):
+        sources = _build.source_files("cuda")
+        return pinned(compile_cuda_library(name, sources, folder, arguments, toolkit, verbose=verbose))
+
+
+def build_cuda_operation(name: str, source: str, *, debug: bool = False, verbose: bool = False) -> Path:
+    """The library of one operation for CUDA devices, as :func:`build_operation` for the CPU."""
+    toolkit = require_cuda()
+    arguments = _cuda_arguments(debug)
+
+    def make(library: str, folder: Path) -> None:
+        file = folder / "operation.cu"
+        file.write_text(source)
+        compile_cuda_library(library, [file], folder, arguments, toolkit, verbose=verbose)
+
+    parts = (source, arguments, headers_digest("cuda"), _nvcc(toolkit), *environment())
+    return _once(name, "cuda", digest(*parts), make)
+
+
+def _folder(name: str, arguments: _build.Arguments, debug: bool, *parts: object) -> Path:
     kind = f"{name}-debug" if debug else name
-    return cache() / f"{kind}-{digest(_build.csrc(), arguments, _build.DEBUG_FLAGS, *environment())}"
+    key = digest(_build.csrc(), arguments, _build.DEBUG_FLAGS, *parts, *environment())
+    return cache() / f"{kind}-{key}"
 
 
 def build_operation(
@@ -169,16 +273,25 @@ def build_operation(
     """The library of one operation, whose source is given; compiled once for each state of csrc."""
     arguments = _build.kernel_arguments(_build.capabilities()[capability])
     flags = [*arguments.compile, *(_build.DEBUG_FLAGS if debug else [])]
-    key = digest(source, flags, arguments.link, headers_digest(), *environment())
+
+    def make(library: str, folder: Path) -> None:
+        require_toolchain()
+        file = folder / "operation.cpp"
+        file.write_text(source)
+        compile_library(library, [file], folder, arguments, debug=debug, verbose=verbose)
+
+    parts = (source, flags, arguments.link, headers_digest("cpu"), *environment())
+    return _once(name, capability, digest(*parts), make)
+
+
+def _once(name: str, kind: str, key: str, make: Callable[[str, Path], None]) -> Path:
+    """The library of an operation, which ``make(library, folder)`` compiles where nobody has yet."""
     library = f"inplace_ext_{name}_{key}"
-    folder = cache() / f"op-{name}-{capability}-{key}"
+    folder = cache() / f"op-{name}-{kind}-{key}"
     finished = folder / "finished"
     if not finished.exists():
         with locked(folder):
             if not finished.exists():  # another process may have been faster
-                require_toolchain()
-                file = folder / "operation.cpp"
-                file.write_text(source)
-                compile_library(library, [file], folder, arguments, debug=debug, verbose=verbose)
+                make(library, folder)
                 finished.touch()
     return folder / f"{library}.so"

@@ -51,28 +51,37 @@ def load(
 
     An edit to ``csrc/bindings`` or to the op table changes what calls the kernels, which a process has once:
     set ``INPLACE_EXT_JIT=1`` and start Python anew, and importing the package compiles all of it
-    (``INPLACE_EXT_JIT=debug,verbose`` as with the arguments below).
+    (``INPLACE_EXT_JIT=debug,verbose`` as with the arguments below), the CUDA kernels too where torch has CUDA
+    and there is a toolkit (``INPLACE_EXT_CUDA=0`` leaves them out).
+
+    CUDA kernels are compiled by nvcc for ``TORCH_CUDA_ARCH_LIST``, else for the devices that are here, else
+    for 8.0 with PTX.
 
     Args:
         verbose: prints the commands and what the compiler says.
         debug: compiles with ``-O0 -g``, and with checks of the places that the kernels read and write, which
-            end the process with a message where one is out of bounds.
-        cuda: True asks for the CUDA kernels as well, which cannot be compiled at run time yet.
+            end the process with a message where one is out of bounds. The CUDA kernels get line numbers for
+            ``compute-sanitizer``, and stay optimised.
+        cuda: whether to compile the CUDA kernels as well; by default, where they are in use and there is a
+            toolkit to compile them.
         ops: names of operations of the table (``["tanh_"]``) whose loops and stages alone are compiled: for
             an edit to a functor, in seconds.
 
-    Returns: :func:`info`, whose ``kernels`` names the library.
+    Returns: :func:`info`, whose ``kernels`` and ``cuda_kernels`` name the libraries.
 
     Errors, after each of which the kernels are those of before:
         RuntimeError: the compiler fails, and what it said; there is no compiler; there is no compiled module
-            (start Python with ``INPLACE_EXT_JIT=1``); the bindings are of another op table.
-        NotImplementedError: ``cuda=True``.
-        ValueError: a name in ``ops`` that has no kernels in the op table.
+            (start Python with ``INPLACE_EXT_JIT=1``); the bindings are of another op table; or ``cuda=True``
+            and torch is a build without CUDA, there is no nvcc, or it is of another major version.
+        ValueError: a name in ``ops`` that has no kernels in the op table, or ``ops`` with ``cuda=True``; what
+            is no compute capability in ``TORCH_CUDA_ARCH_LIST``.
     """
-    if cuda:
-        raise NotImplementedError(
-            "jit.load: cuda=True, but the CUDA kernels cannot be compiled at run time yet; leave cuda out"
-        )
+    if cuda and ops is not None:
+        raise ValueError("jit.load: ops= compiles operations for the CPU alone; leave it or cuda=True out")
+    if cuda and (missing := _build.missing_cuda()):
+        if torch.version.cuda is None:
+            missing += ", for which CUDA kernels are of no use; install one with CUDA"
+        raise RuntimeError(f"jit.load: cuda=True, but {missing}")
     module = _native.module
     if module is None:
         raise RuntimeError(
@@ -84,6 +93,10 @@ def load(
         if ops is None:
             _toolchain.require_toolchain()
             path = _toolchain.build_kernels(capability, debug=debug, verbose=verbose)
+            if cuda or (cuda is None and _native.cuda is not None and _build.missing_cuda() is None):
+                # Where they are of another op table nothing has changed yet.
+                library = _toolchain.build_cuda(debug=debug, verbose=verbose)
+                _loaded("jit.load", _native.use_cuda_library, library)
             _loaded("jit.load", module.load_kernels, str(path))
             _native.replace_library(capability, path)
         else:
@@ -173,6 +186,10 @@ def elementwise(
     broadcasting operands, checks before the first write, and a place in fused functions. Where the kernels do
     not apply (autograd, ``torch.func``, subclasses, other devices and dtypes), and under ``torch.compile``,
     it is the same expression in torch's functions.
+
+    Kernels for CUDA devices are compiled at the first call with CUDA tensors, by nvcc, where the package's
+    own CUDA kernels are in use. A fused function that makes this first call runs it as it is written. Without
+    nvcc, or where it fails, a warning says so once, and torch's functions do the work on such devices.
 
     The expression is one of Python, over the element ``x`` and the operands: numbers, ``+ - * / // % **``,
     comparisons, ``& | ~`` or ``and or not`` of conditions, ``a if condition else b``, the constants ``pi``,
@@ -327,18 +344,32 @@ class _Definition:
         return _FORMS[len(self.tensors), len(self.scalars)]
 
     @property
-    def source(self) -> str:
-        """The library, in C++."""
+    def functor(self) -> str:
+        """The operation in C++, for CPU and device, and its line of a table."""
         types = " | ".join(f"bit_of(DType::{_SHORT[dtype]})" for dtype in self.dtypes)
         parameters = ", ".join(f"V {cpp_name(item)}" for item in ("x", *self.operands))
         body = "\n".join(f"    {line}" for line in self.expression.cpp.splitlines())
         return (
-            '#include "operation.h"\n\nnamespace {\nusing namespace inplace_ext;\nstruct Functor {\n'
-            f"  template <class V>\n  static V apply({parameters}) {{\n"
+            '#include "inplace_ext/functors.h"\n\n'
+            "namespace {\nusing namespace inplace_ext;\nstruct Functor {\n"
+            f"  template <class V>\n  static IE_BOTH V apply({parameters}) {{\n"
             f"    using T [[maybe_unused]] = typename V::lane;\n{body}\n  }}\n}};\n}} // namespace\n"
-            f"INPLACE_EXT_EXPORT_OPERATION((operation_kernels<Functor, Form::{self.form}, "
-            f'Types({types}), {self.cost}>("{self.name}")))\n'
+            f'#define INPLACE_EXT_OWN(X) X("{self.name}", Functor, Form::{self.form}, Types({types}), '
+            f"{self.cost})\n"
         )
+
+    @property
+    def source(self) -> str:
+        """The library for the CPU."""
+        end = (
+            '#include "operation.h"\nINPLACE_EXT_EXPORT_OPERATION(INPLACE_EXT_OWN(INPLACE_EXT_KERNELS_OF))\n'
+        )
+        return self.functor + end
+
+    @property
+    def cuda_source(self) -> str:
+        """The library for CUDA devices."""
+        return self.functor + '#include "operation.cuh"\n'
 
     def docstring(self, name: str) -> str:
         in_place = name.endswith("_")
@@ -372,6 +403,8 @@ class _Defined:
         self.loaded: set[str] = set()
         #: Why there are no kernels.
         self.reason: str | None = None
+        #: Whether CUDA devices have kernels; None while nobody has asked.
+        self.on_cuda: bool | None = None
 
     def ensure(self) -> bool:
         """Has the kernels of the instruction set in use; true if they were not there before."""
@@ -407,6 +440,42 @@ class _Defined:
         source = self.definition.source
         return _toolchain.build_operation(name, source, capability, debug=self.debug, verbose=self.verbose)
 
+    def ensure_on_cuda(self, args: Sequence[Any]) -> bool:
+        """Has the kernels for CUDA devices, where they take these arguments; true if they were not there
+        before."""
+        if self.on_cuda is not None or self.code is None or _native.cuda is None or not args:
+            return False
+        tensors = [item for item in args if isinstance(item, torch.Tensor)]
+        input = args[0]
+        if not (isinstance(input, torch.Tensor) and input.is_cuda and _native.enabled()):
+            return False
+        if not (_fuse.takes(tensors) and _name_of(input.dtype) in self.definition.dtypes):
+            return False
+        with _lock:
+            if self.on_cuda is None:
+                self.on_cuda = self.load_on_cuda(self.code)
+        return self.on_cuda
+
+    def load_on_cuda(self, code: int) -> bool:
+        name = self.definition.name
+        if self.verbose:
+            print(f"{name}: kernels for CUDA devices, at the first call with such a tensor", file=sys.stderr)
+        try:
+            path = _toolchain.build_cuda_operation(
+                name.rstrip("_"), self.definition.cuda_source, debug=self.debug, verbose=self.verbose
+            )
+            assert _native.module is not None
+            _loaded(name, _native.module.load_cuda_operation, code, str(path))
+        except (RuntimeError, ValueError) as error:
+            message = f"{name} goes through torch's functions on CUDA devices: {error}"
+            warnings.warn(message, RuntimeWarning, stacklevel=5)
+            return False
+        return True
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
 
 _defined: dict[tuple[Any, ...], _Defined] = {}
 
@@ -437,8 +506,8 @@ def _define(definition: _Definition, verbose: bool, debug: bool) -> _Defined:
 
 def _in_place(defined: _Defined, op: _added.AddedOp) -> Callable[..., torch.Tensor]:
     def delegate(*args: Any, **kwargs: Any) -> torch.Tensor:
-        # Another instruction set may have come into use since.
-        if defined.ensure():
+        # Another instruction set may have come into use since, or the first tensor on a device.
+        if defined.ensure() or defined.ensure_on_cuda(args or (kwargs.get("input"),)):
             result: torch.Tensor = defined.function(*args, **kwargs)
             return result
         changed: torch.Tensor = op.change(*args, **kwargs)
@@ -475,7 +544,7 @@ def _in_new_tensor(defined: _Defined, op: _added.AddedOp) -> Callable[..., torch
             if traced is not None:
                 value: torch.Tensor = traced.added(op, bound.args)
                 return value
-            out = _empty_result(defined.definition, bound.args)
+            out = _empty_result(defined, bound.args)
             if out is None:
                 made: torch.Tensor = op.make(*bound.args)
                 return made
@@ -489,15 +558,17 @@ def _in_new_tensor(defined: _Defined, op: _added.AddedOp) -> Callable[..., torch
     return _described(twin, op.make, name, defined.definition.docstring(name))
 
 
-def _empty_result(definition: _Definition, args: Sequence[Any]) -> torch.Tensor | None:
+def _empty_result(defined: _Defined, args: Sequence[Any]) -> torch.Tensor | None:
     """A copy of ``input`` in the shape of the result, to be changed; None where kernels do not apply."""
     input = args[0]
     tensors = [item for item in args if isinstance(item, torch.Tensor)]
     if not isinstance(input, torch.Tensor) or _native.module is None or not _native.enabled():
         return None
-    if not (_fuse.takes(tensors) and str(input.dtype).removeprefix("torch.") in definition.dtypes):
+    if not (_fuse.takes(tensors) and _name_of(input.dtype) in defined.definition.dtypes):
         return None
-    if any(item.dtype != input.dtype or item.device.type != "cpu" for item in tensors):
+    if any(item.dtype != input.dtype or item.device != input.device for item in tensors):
+        return None
+    if input.is_cuda and not (defined.on_cuda or defined.ensure_on_cuda(args)):
         return None
     if any(type(item) not in (int, float) for item in args[1:] if not isinstance(item, torch.Tensor)):
         return None

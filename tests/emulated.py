@@ -12,7 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import inplace_ext as ie
 from inplace_ext import _native
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,8 +62,11 @@ def missing() -> str | None:
     return None if HEADERS is not None else "no CUDA headers (cuda_fp16.h)"
 
 
-def build(name: str, *sources: str) -> Path:
-    """A shared library of these sources and the emulation, in build/emulate, by the content of all."""
+def build(name: str, *sources: str, text: str = "", device: Path | None = None) -> Path:
+    """A shared library of these sources and the emulation, in build/emulate, by the content of all.
+
+    With ``text`` this is the source; with ``device`` the emulation is that of another library.
+    """
     assert HEADERS is not None
     version = subprocess.run([*COMPILER, "--version"], check=True, capture_output=True, text=True).stdout
     flags = ["-std=c++20", "-fPIC", "-ffp-contract=off", "-Wall", "-Wextra", "-DINPLACE_EXT_EMULATE"]
@@ -74,7 +78,7 @@ def build(name: str, *sources: str) -> Path:
     inputs = [
         f for folder in ("csrc/include", "csrc/cuda", "tests/emulate") for f in (ROOT / folder).rglob("*")
     ]
-    digest = hashlib.sha256(repr((version, flags, sources, str(HEADERS))).encode())
+    digest = hashlib.sha256(repr((version, flags, sources, text, str(HEADERS))).encode())
     for file in sorted(f for f in inputs if f.suffix in (".h", ".cuh", ".cpp", ".cu")):
         digest.update(file.read_bytes())
     folder = ROOT / "build" / "emulate" / digest.hexdigest()[:16]
@@ -89,11 +93,16 @@ def build(name: str, *sources: str) -> Path:
         _run([*COMPILER, *flags, "-x", "c++", "-c", str(path), "-o", str(made)])
         return str(made)
 
+    if text:
+        (folder / f"{name}.cpp").write_text(text)
+        sources = (str(folder / f"{name}.cpp"),)
     with ThreadPoolExecutor() as pool:
-        objects = list(pool.map(compile_one, [*sources, "emulate.cpp"]))
+        objects = list(pool.map(compile_one, [*sources, *([] if device else ["emulate.cpp"])]))
     # Not half a library for another process.
     made = target.with_suffix(f".{os.getpid()}.so")
-    _run([*COMPILER, *FLAGS[SANITIZER], "-shared", *objects, "-o", str(made), "-ldl", "-pthread"])
+    # Kernels of the same names are others there.
+    linked = [str(device), "-Wl,-Bsymbolic"] if device else []
+    _run([*COMPILER, *FLAGS[SANITIZER], "-shared", *objects, *linked, "-o", str(made), "-ldl", "-pthread"])
     made.replace(target)
     return target
 
@@ -105,20 +114,38 @@ def _run(command: list[str]) -> None:
 
 
 @functools.cache
-def library() -> ctypes.CDLL:
-    """The device with the kernels of csrc/cuda, known to the compiled module as "emulated"."""
-    assert _native.module is not None
-    path = build(
+def library_path() -> Path:
+    return build(
         "kernels",
         "library.cpp",
         "programs.cpp",
         "csrc/cuda/interpreter_floats.cu",
         "csrc/cuda/interpreter_integers.cu",
     )
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The device with the kernels of csrc/cuda, known to the compiled module as "emulated"."""
+    assert _native.module is not None
+    path = library_path()
     assert _native.module.load_kernels(str(path)) == "emulated"
     lib = ctypes.CDLL(str(path))
     lib.inplace_ext_emulate_launches.restype = ctypes.c_char_p
     return lib
+
+
+def load_operation(function: Callable[..., torch.Tensor]) -> None:
+    """Compiles an operation of one's own for the device, of the source that nvcc would get."""
+    (defined,) = (d for d in ie.jit._defined.values() if function in (d.function, d.twin))
+    assert _native.module is not None and defined.code is not None
+    path = build(
+        f"own-{defined.definition.name}",
+        text=defined.definition.cuda_source + '#include "own.h"\n',
+        device=library_path(),
+    )
+    library()
+    assert _native.module.load_operation(defined.code, str(path)) == "emulated"
 
 
 @dataclass

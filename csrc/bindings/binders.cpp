@@ -710,7 +710,6 @@ Outcome bind_added(Op op, Slots slot) {
   const AddedOp& added = added_op(op);
   Target x;
   if (!x.open(slot[0]) || x.dtype == DType::b8 || !has_form(info.types, x.dtype)) return Outcome::delegate;
-  if (on_device(*x.tensor)) return Outcome::delegate; // no kernels there
   Source source[AddedOp::kMaxOperands];
   DType common = x.dtype;
   for (int i = 0; i < added.operands; ++i) {
@@ -720,7 +719,10 @@ Outcome bind_added(Op op, Slots slot) {
     if (s.is_number ? !fits(s.number, x.dtype) : i >= added.tensors) return Outcome::delegate;
   }
   const DType compute = compute_dtype(common);
-  if (!has_form(info.types, compute) || !has_kernels(op, compute)) return Outcome::delegate;
+  if (!has_form(info.types, compute)) return Outcome::delegate;
+  if (on_device(*x.tensor) ? cuda_operations[static_cast<int>(op) - kFirstAdded] == nullptr
+                           : !has_kernels(op, compute))
+    return Outcome::delegate;
   Argument operand[AddedOp::kMaxOperands];
   for (int i = 0; i < added.operands; ++i) operand[i] = to_argument(source[i], compute);
   const bool third = takes_third(info.form);

@@ -13,8 +13,16 @@ namespace inplace_ext {
 
 const CudaKernels* cuda_kernels = nullptr;
 const CudaKernels* emulated_kernels = nullptr;
+std::array<const CudaOperation*, kMaxAdded> cuda_operations{};
 
 namespace {
+
+// Runs f(kernels) with those that have what the program does.
+template <class F>
+int with_kernels_of(const Program& program, const F& f) {
+  const int own = cuda::own_code(program);
+  return own < 0 ? f(*cuda_kernels) : f(*cuda_operations[own - kFirstAdded]);
+}
 
 constexpr int kMaxDevices = 64;
 
@@ -55,13 +63,16 @@ void Launch::took(Path path) const {
 void run_on_device(const Program& program, const Space& space, const at::Tensor& x) {
   const Launch launch(x);
   Path path = Path::flat;
-  launch.check(cuda_kernels->run(program, space, launch.device(), launch.stream(), path));
+  launch.check(with_kernels_of(program, [&](const auto& kernels) {
+    return kernels.run(program, space, launch.device(), launch.stream(), path);
+  }));
   last_path = {Taken::device, path};
 }
 
 void run_list_on_device(const cuda::List& list, const at::Tensor& x) {
   const Launch launch(x);
-  launch.check(cuda_kernels->run_list(list, launch.stream()));
+  launch.check(with_kernels_of(*list.program,
+                               [&](const auto& kernels) { return kernels.run_list(list, launch.stream()); }));
   last_path = {Taken::device, Path::listed};
 }
 

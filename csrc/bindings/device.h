@@ -5,6 +5,8 @@
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/Stream.h>
 
+#include <array>
+
 #include "inplace_ext/cuda.h"
 #include "tensors.h"
 
@@ -14,6 +16,8 @@ namespace inplace_ext {
 extern const CudaKernels* cuda_kernels;
 // Those of the emulated device of the tests, on tensors of the CPU, which come with its kernels for programs.
 extern const CudaKernels* emulated_kernels;
+// Of the operations that were added, by code; null where there are none.
+extern std::array<const CudaOperation*, kMaxAdded> cuda_operations;
 
 inline bool on_device(const at::Tensor& t) {
   return t.is_cuda();

@@ -1,5 +1,7 @@
 #include "libraries.h"
 
+#include "device.h"
+
 #include <dlfcn.h>
 
 #include <array>
@@ -19,14 +21,15 @@ int added_count = 0;
 bool streams = true;
 
 template <class Table>
-const Table& open_library(const std::string& path, const char* symbol, void** handle = nullptr) {
+const Table& open_library(const std::string& path, const char* symbol, uint32_t abi = kAbiVersion,
+                          void** handle = nullptr) {
   void* const library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) throw std::runtime_error(std::string("load_kernels: ") + dlerror());
   if (handle != nullptr) *handle = library;
   const auto entry = reinterpret_cast<const Table* (*)()>(dlsym(library, symbol));
   if (entry == nullptr) throw std::runtime_error("load_kernels: " + path + " is no kernel library");
   const Table* const table = entry();
-  if (table->abi != kAbiVersion || table->table != table_fingerprint()) {
+  if (table->abi != abi || table->table != table_fingerprint()) {
     throw std::runtime_error("load_kernels: " + path + " is of another build; install the package again");
   }
   return *table;
@@ -36,7 +39,7 @@ const Table& open_library(const std::string& path, const char* symbol, void** ha
 
 std::string load_kernels(const std::string& path) {
   void* library = nullptr;
-  const auto& kernels = open_library<CpuKernels>(path, "inplace_ext_cpu_kernels", &library);
+  const auto& kernels = open_library<CpuKernels>(path, "inplace_ext_cpu_kernels", kAbiVersion, &library);
   if (void* const entry = dlsym(library, "inplace_ext_cuda_kernels"); entry != nullptr)
     emulated_kernels = reinterpret_cast<const CudaKernels* (*)()>(entry)();
   for (const auto& [code, operation] : loaded_operations[kernels.capability]) {
@@ -102,6 +105,16 @@ std::string load_operation(int code, const std::string& path) {
   loaded_operations[operation.capability][code] = &operation;
   kernels->second->set_operation(code, operation);
   return operation.capability;
+}
+
+void load_cuda_operation(int code, const std::string& path) {
+  if (code < kFirstAdded || code >= kFirstAdded + added_count)
+    throw std::out_of_range("load_cuda_operation: no operation was added under " + std::to_string(code));
+  const auto& operation = open_library<CudaOperation>(path, "inplace_ext_cuda_operation", kCudaAbiVersion);
+  const OpInfo& info = op_info(code);
+  if (operation.info.form != info.form || operation.info.types != info.types)
+    throw std::runtime_error("load_cuda_operation: " + path + " holds another operation");
+  cuda_operations[code - kFirstAdded] = &operation;
 }
 
 int code_named(const std::string& name) {

@@ -30,11 +30,13 @@ int add_operation(const std::string& name, int tensors, const std::vector<PyObje
 // Loads the kernels of one operation, for one instruction set, and lets the code mean them. The code is one
 // of add_operation(), or that of an operation of the table, which they replace.
 std::string load_operation(int code, const std::string& path);
+// Loads the device's kernels of an operation that was added.
+void load_cuda_operation(int code, const std::string& path);
 // The code of an operation of the table, or -1.
 int code_named(const std::string& name);
 
 const AddedOp& added_op(Op op);
-// Whether the kernels in use have the operation in a compute type.
+// Whether the CPU's kernels in use have the operation in a compute type.
 inline bool has_kernels(Op op, DType compute) {
   const LoopFn* const loop = active_kernels->loop[static_cast<int>(op)][static_cast<int>(compute)];
   return loop[0] != nullptr || loop[kLoopVariants - 1] != nullptr || loop[kScalarB] != nullptr;

@@ -288,6 +288,8 @@ PYBIND11_MODULE(_C, m) {
       "Gives an operation of one's own a code; `otherwise` has the default of each operand, or None.");
   m.def("load_operation", load_operation, py::arg("code"), py::arg("path"),
         "Loads the kernels of one operation; returns their capability.");
+  m.def("load_cuda_operation", load_cuda_operation, py::arg("code"), py::arg("path"),
+        "Loads the device's kernels of an operation that was added.");
   m.def("code_named", code_named, py::arg("name"), "The code of an operation of the table, or -1.");
   m.def("set_streaming_move_bytes", [](int64_t bytes) { return std::exchange(streaming_move_bytes, bytes); });
   m.def(

@@ -1,5 +1,7 @@
 #include "recorder.h"
 
+#include "inplace_ext/cuda.h"
+
 #include <algorithm>
 
 namespace inplace_ext {
@@ -137,6 +139,7 @@ class Lowering {
     dirty_ = false;
     std::fill(slot_.begin(), slot_.end(), -1);
     free_ = (1u << kMaxTemporaries) - 1;
+    int own = cuda::kNoOwn;
     bool started = false;
     const int count = static_cast<int>(recorded_.steps.size());
     int i = begin;
@@ -153,6 +156,13 @@ class Lowering {
           pass.tensors + 4 > kMaxTensors || pass.program.draws == kMaxDraws) {
         reason = "there are more stages, numbers, tensors or draws than a program holds";
         break;
+      }
+      if (s.op >= kFirstAdded && runs_as_device(*value(s.target).tensor)) {
+        if (own != cuda::kNoOwn && own != s.op) {
+          reason = "a kernel on a device has one operation of one's own";
+          break;
+        }
+        own = s.op;
       }
       started = true;
       if (!step(s, i)) {

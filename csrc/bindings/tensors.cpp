@@ -69,11 +69,6 @@ int cost_of(const Program& program) {
   return std::max(cost, 1);
 }
 
-// Whether there are plain loops beside programs: not on a device, nor where the tests emulate one.
-bool has_loops(const at::Tensor& x) {
-  return !on_device(x) && active_kernels->fill != nullptr;
-}
-
 // The same elements at the same places: any order of the dims will do.
 bool same_layout(const at::Tensor& a, const at::Tensor& b) {
   return a.sizes() == b.sizes() && a.strides() == b.strides();
@@ -178,6 +173,10 @@ Outcome run_on(const Program& program, const at::Tensor* const* tensors, const D
 }
 
 } // namespace
+
+bool runs_as_device(const at::Tensor& x) {
+  return on_device(x) || active_kernels->fill == nullptr;
+}
 
 at::Tensor shape_only(at::ScalarType dtype, c10::Device device) {
   const auto key = device.is_cuda() ? c10::DispatchKey::CUDA : c10::DispatchKey::CPU;
@@ -301,7 +300,7 @@ Outcome execute(Op op, const at::Tensor& x, DType x_dtype, DType compute, Argume
   const int64_t n = x.numel();
   Argument* const arguments[2] = {&b, &c};
   // The plain case first: one loop over memory.
-  bool flat = compute_dtype(x_dtype) == compute && has_loops(x) &&
+  bool flat = compute_dtype(x_dtype) == compute && !runs_as_device(x) &&
               x.unsafeGetTensorImpl()->is_non_overlapping_and_dense();
   int variant = 0;
   const void* pointer[2] = {};
@@ -376,7 +375,7 @@ Outcome execute_move(const at::Tensor& x, DType x_dtype, Argument source) {
   const CpuKernels& kernels = *active_kernels;
   const int64_t n = x.numel();
   const int item = item_size(x_dtype);
-  const bool dense = has_loops(x) && x.unsafeGetTensorImpl()->is_non_overlapping_and_dense();
+  const bool dense = !runs_as_device(x) && x.unsafeGetTensorImpl()->is_non_overlapping_and_dense();
   const bool stream = n * item >= streaming_move_bytes;
   const LastPath moved = {Taken::native, stream ? Path::streaming : Path::move};
   if (source.kind == Operand::scalar) {

@@ -53,6 +53,10 @@ const at::Tensor* plain_tensor(PyObject* object);
 // The same for the tensor that is written: in addition no two of its elements may share memory.
 const at::Tensor* writable_tensor(PyObject* object);
 
+// Whether programs on x run as on a device: without plain loops beside them, and with one operation of one's
+// own in a program, whose library runs it. So it is too where the tests emulate a device.
+bool runs_as_device(const at::Tensor& x);
+
 // A tensor without memory, of no dims.
 at::Tensor shape_only(at::ScalarType dtype, c10::Device device);
 

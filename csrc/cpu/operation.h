@@ -1,5 +1,6 @@
 // A library of a single operation: its loops and stages, for the dtypes it is built for. inplace_ext/jit.py
-// writes the source that includes this, with the functor or the name of one of functors.h.
+// writes the source that includes this: with a functor, and INPLACE_EXT_OWN(X) with its line of a table (as
+// cuda/operation.cuh takes it), or with the name of a functor of functors.h.
 #pragma once
 #include "kernels.h"
 
@@ -16,6 +17,9 @@ OpKernels operation_kernels(const char* name) {
 #undef INPLACE_EXT_ADD
   return kernels;
 }
+
+#define INPLACE_EXT_KERNELS_OF(NAME, FUNCTOR, FORM, TYPES, COST) \
+  operation_kernels<FUNCTOR, FORM, TYPES, COST>(NAME)
 
 // The one symbol of the library; the argument is a call of the function above.
 #define INPLACE_EXT_EXPORT_OPERATION(...)                                                                   \

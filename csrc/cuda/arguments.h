@@ -10,16 +10,32 @@ namespace inplace_ext::cuda {
 
 constexpr int kBlock = 256; // threads of a block
 
+// X(name, functor, form, types, cost): the operation of one's own that a library holds beside the table
+// (operation.cuh). Most hold none.
+#ifndef INPLACE_EXT_OWN
+#define INPLACE_EXT_OWN(X)
+#endif
+constexpr OpInfo kOwn[] = {
+#define INPLACE_EXT_INFO(NAME, FUNCTOR, FORM, TYPES, COST) {NAME, FORM, TYPES, COST},
+    INPLACE_EXT_OWN(INPLACE_EXT_INFO)
+#undef INPLACE_EXT_INFO
+        {nullptr, Form::kUnary, Types{}, 0}};
+constexpr bool kHasOwn = kOwn[0].name != nullptr;
+
 // Operations that are in the interpreter of cheap ones. The others need twice its registers, and so halve the
 // threads of a processor; they are bound by arithmetic.
 constexpr bool is_cheap(Form form, int cost) {
   return cost <= 3 && form != Form::kDrawn;
 }
+constexpr bool is_cheap(const OpInfo& op) {
+  return is_cheap(op.form, op.cost);
+}
 
-// What an instruction does once its operand b is there: an operation of the table, or a stage beside them.
+// What an instruction does once its operand b is there: an operation of the table or the library's own, or a
+// stage beside them.
 // kKeep puts the operand into a temporary: of two tensors the second waits there while the first is fetched,
 // so that while a thread waits for memory it holds no more than the accumulator.
-enum InstructionCode : uint8_t { kKeep = kStageCodes };
+enum InstructionCode : uint8_t { kRunOwn = kFirstAdded, kKeep = kStageCodes };
 static_assert(kStageCodes < 0xff);
 
 struct Instruction {

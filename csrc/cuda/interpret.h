@@ -28,6 +28,11 @@ namespace inplace_ext::cuda {
   X(int32_t, 4, true)                       \
   X(int64_t, 2, true)
 
+// Whether there is an interpreter: of a library that has an operation of its own those that can run it.
+template <class C, bool All>
+constexpr bool kIsBuilt =
+    !kHasOwn || (has_form(kOwn[0].types, storage_traits<C>::dtype) && (is_cheap(kOwn[0]) || All));
+
 // The launches of one interpreter, compiled where it is instantiated.
 template <class C, int E, bool All>
 struct Interpreter {
@@ -68,6 +73,7 @@ cudaError_t Interpreter<C, E, All>::run(const ListArguments& arguments, dim3 gri
 
 // What a program becomes: its instructions, and which interpreter runs them.
 struct Compiled {
+  bool served; // whether there are interpreters of its operations
   Code code;
   DType compute;
   int elements; // of a thread
@@ -80,11 +86,21 @@ inline DType integer_of_size(int size) {
   return size == 1 ? DType::u8 : size == 2 ? DType::i16 : size == 4 ? DType::i32 : DType::i64;
 }
 
+// Of an operation of the table, or the library's own.
+inline const OpInfo& info_of(int code) {
+  return code < kOps ? kOpInfo[code] : kOwn[0];
+}
+inline bool is_operation(int code) {
+  return code < kOpCodes;
+}
+
 class Compiler {
  public:
   Compiler(const Program& program, const DType* dtypes, int tensors, Compiled& out)
       : program_(program), tensors_(tensors), out_(out) {
     std::copy(dtypes, dtypes + tensors, out.dtype);
+    const int own = own_code(program);
+    out.served = own == kNoOwn || (own >= 0 && kHasOwn && has_form(kOwn[0].types, program.compute));
     out.compute = program.compute;
     out.code.instructions = out.code.slots = 0;
     out.all = !is_floating(program.compute);
@@ -121,7 +137,7 @@ class Compiler {
     for (int i = 0; i < program_.stages; ++i) {
       const Stage& s = program_.stage[i];
       use(s.b_kind, s.b), use(s.c_kind, s.c);
-      if (s.code < kOps) out_.all |= !is_cheap(kOpInfo[s.code].form, kOpInfo[s.code].cost);
+      if (is_operation(s.code)) out_.all |= !is_cheap(info_of(s.code));
     }
     keep_ = out_.code.slots;
   }
@@ -139,12 +155,12 @@ class Compiler {
   // they are computed in float32 like everything else.
   bool rounds_integers() const {
     const Stage* s = program_.stage;
-    if (program_.stages != 3 || s[0].code != kLoad || s[1].code >= kOps || s[2].code != kStore ||
+    if (program_.stages != 3 || s[0].code != kLoad || !is_operation(s[1].code) || s[2].code != kStore ||
         s[0].b_kind != Operand::tensor || s[2].b_kind != Operand::tensor || s[0].b != s[2].b)
       return false;
     const DType own = out_.dtype[s[0].b];
     if (!is_reduced_floating(own)) return false;
-    const bool masked = kOpInfo[s[1].code].form == Form::kMasked;
+    const bool masked = info_of(s[1].code).form == Form::kMasked;
     for (int t = 0; t < tensors_; ++t) {
       const bool mask = masked && s[1].b_kind == Operand::tensor && t == s[1].b;
       if (!mask && is_floating(out_.dtype[t]) && out_.dtype[t] != own) return false;
@@ -158,7 +174,7 @@ class Compiler {
       const Stage& s = program_.stage[i];
       if (s.b_kind == Operand::scalar) used[s.b] = true;
       if (s.c_kind == Operand::scalar) used[s.c] = true;
-      if (s.code < kOps && takes_third(kOpInfo[s.code].form)) used[s.d] = true;
+      if (is_operation(s.code) && takes_third(info_of(s.code).form)) used[s.d] = true;
     }
     const bool truth = is_move() && out_.dtype[program_.stage[1].b] == DType::b8;
     for (int i = 0; i < kMaxScalars; ++i) {
@@ -203,14 +219,14 @@ class Compiler {
         emit(kKeep, Operand::tensor, c, keep_slot(1));
         c_kind = Operand::temporary, c = keep_slot(1);
       }
-      Instruction& made = emit(s.code, b_kind, b, s.d);
+      Instruction& made = emit(s.code < kOps ? s.code : kRunOwn, b_kind, b, s.d);
       made.c_kind = c_kind;
       made.c = static_cast<uint8_t>(c);
     }
   }
   void keep_rounded(const Stage& s, Operand& kind, int& index, int i) {
     if (kind != Operand::tensor || is_floating(out_.dtype[index])) return;
-    if (i == 0 && kOpInfo[s.code].form == Form::kMasked) return;
+    if (i == 0 && info_of(s.code).form == Form::kMasked) return;
     emit(kLoad, Operand::tensor, index);
     emit(kRound, Operand::none, 0, static_cast<int>(out_.dtype[program_.stage[0].b]));
     emit(kStore, Operand::none, 0, kMaxTensors + keep_slot(i));
@@ -226,9 +242,12 @@ class Compiler {
 // Calls f(Interpreter<...>{}) with the one that the program needs.
 template <class F>
 cudaError_t with_interpreter(const Compiled& compiled, const F& f) {
-#define INPLACE_EXT_CHOOSE(C, E, ALL)                                                                \
-  if (compiled.compute == storage_traits<C>::dtype && compiled.elements == E && compiled.all == ALL) \
-    return f(Interpreter<C, E, ALL>{});
+#define INPLACE_EXT_CHOOSE(C, E, ALL)                                                                  \
+  if constexpr (kIsBuilt<C, ALL>) {                                                                    \
+    if (compiled.compute == storage_traits<C>::dtype && compiled.elements == E && compiled.all == ALL) \
+      return f(Interpreter<C, E, ALL>{});                                                              \
+  }
+  if (!compiled.served) return cudaErrorInvalidValue;
   INPLACE_EXT_FLOATING_INTERPRETERS(INPLACE_EXT_CHOOSE)
   INPLACE_EXT_INTEGER_INTERPRETERS(INPLACE_EXT_CHOOSE)
 #undef INPLACE_EXT_CHOOSE

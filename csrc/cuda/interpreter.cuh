@@ -51,6 +51,23 @@ IE_INLINE C scalar_of(const Code& code, int index) {
   }
 }
 
+// An instruction that is an operation: its operands beside b, and the operation.
+template <class Functor, Form F, int Cost, class C, int E, class Temporaries>
+IE_INLINE void operate(const Code& code, const Instruction& step, const Temporaries& temporaries,
+                       Pack<C, E>& a, Pack<C, E>& b) {
+  Pack<C, E> c{};
+  C d(0);
+  if constexpr (operands_of(F) == 2) {
+    if (step.c_kind == Operand::temporary) {
+      temporaries.load(step.c, c);
+    } else {
+      c.fill(scalar_of<C>(code, step.c));
+    }
+  }
+  if constexpr (takes_third(F)) d = scalar_of<C>(code, step.to);
+  apply_to_all<Functor, F, Cost>(a, b, c, d);
+}
+
 template <class C, int E, bool All, class Memory, class Temporaries>
 IE_INLINE void interpret(const Code& code, const Memory& memory, const Temporaries& temporaries) {
   constexpr DType kCompute = storage_traits<C>::dtype;
@@ -68,23 +85,18 @@ IE_INLINE void interpret(const Code& code, const Memory& memory, const Temporari
       b.fill(scalar_of<C>(code, step.b));
     }
     switch (step.code) {
-#define INPLACE_EXT_CASE(NAME, FUNCTOR, FORM, TYPES, COST)                                   \
-  case static_cast<int>(Op::NAME):                                                           \
-    if constexpr (has_form(Types::TYPES, kCompute) && (All || is_cheap(Form::FORM, COST))) { \
-      Pack<C, E> c{};                                                                        \
-      C d(0);                                                                                \
-      if constexpr (operands_of(Form::FORM) == 2) {                                          \
-        if (step.c_kind == Operand::temporary) {                                             \
-          temporaries.load(step.c, c);                                                       \
-        } else {                                                                             \
-          c.fill(scalar_of<C>(code, step.c));                                                \
-        }                                                                                    \
-      }                                                                                      \
-      if constexpr (takes_third(Form::FORM)) d = scalar_of<C>(code, step.to);                \
-      apply_to_all<FUNCTOR, Form::FORM, COST>(a, b, c, d);                                   \
-    }                                                                                        \
+#define INPLACE_EXT_CASE(CODE, FUNCTOR, FORM, TYPES, COST)                    \
+  case CODE:                                                                  \
+    if constexpr (has_form(TYPES, kCompute) && (All || is_cheap(FORM, COST))) \
+      operate<FUNCTOR, FORM, COST>(code, step, temporaries, a, b);            \
     break;
-      INPLACE_EXT_OPS(INPLACE_EXT_CASE)
+#define INPLACE_EXT_TABLE_CASE(NAME, FUNCTOR, FORM, TYPES, COST) \
+  INPLACE_EXT_CASE(static_cast<int>(Op::NAME), FUNCTOR, Form::FORM, Types::TYPES, COST)
+#define INPLACE_EXT_OWN_CASE(NAME, ...) INPLACE_EXT_CASE(kRunOwn, __VA_ARGS__)
+      INPLACE_EXT_OPS(INPLACE_EXT_TABLE_CASE)
+      INPLACE_EXT_OWN(INPLACE_EXT_OWN_CASE)
+#undef INPLACE_EXT_OWN_CASE
+#undef INPLACE_EXT_TABLE_CASE
 #undef INPLACE_EXT_CASE
       case kLoad:
         a = b;

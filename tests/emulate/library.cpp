@@ -200,7 +200,14 @@ int put_masked(const Masked& call, uint64_t bits, int64_t available, bool exactl
   return cuda::put_masked(call, bits, available, exactly, counts, device, nullptr);
 }
 
-const LoopFn no_loops[kOpCodes][kDTypes][kLoopVariants] = {};
+// Without loops and fills: everything elementwise is a program. Of operations that were added what stands
+// here tells that there are kernels, and is not called.
+LoopFn loops[kOpCodes][kDTypes][kLoopVariants] = {};
+
+void set_operation(int code, const OpKernels& kernels) {
+  own_operations[code] = &static_cast<const OwnOperation&>(kernels);
+  std::memcpy(loops[code], kernels.loop, sizeof(kernels.loop));
+}
 
 } // namespace
 } // namespace inplace_ext
@@ -209,12 +216,9 @@ extern "C" {
 
 __attribute__((visibility("default"))) const inplace_ext::CpuKernels* inplace_ext_cpu_kernels() {
   using namespace inplace_ext;
-  // Without loops and fills: everything elementwise is a program.
   static const CpuKernels kernels = {
-      kAbiVersion,   table_fingerprint(), 16,          "emulated",
-      no_loops,      run_program,         nullptr,     convert_all,
-      contains_zero, run_softmax,         run_dropout, [](int, const OpKernels&) {},
-      norm_part};
+      kAbiVersion, table_fingerprint(), 16,          "emulated",  loops,         run_program, nullptr,
+      convert_all, contains_zero,       run_softmax, run_dropout, set_operation, norm_part};
   return &kernels;
 }
 

@@ -14,8 +14,17 @@ INPLACE_EXT_INTEGER_INTERPRETERS(INPLACE_EXT_ELSEWHERE)
 namespace inplace_ext {
 
 ProgramsAs programs_as = ProgramsAs::chosen;
+const OwnOperation* own_operations[kOpCodes] = {};
 
 namespace {
+
+// Those of the operation of one's own that is in the program; null where there is none.
+const OwnOperation* own_operation(const Program& program) {
+  const int own = cuda::own_code(program);
+  if (own == cuda::kSeveralOwn)
+    throw std::runtime_error("emulated device: no kernel has two such operations");
+  return own < 0 ? nullptr : own_operations[own];
+}
 
 // Items of lengths around a tile, the last one what is left; false where the space is no list.
 bool run_as_list(const Program& program, const Space& space) {
@@ -35,7 +44,9 @@ bool run_as_list(const Program& program, const Space& space) {
     words.push_back(static_cast<uint64_t>(count));
     at += count;
   }
-  check(cuda::run_listed({&program, space.tensors, dtypes, items, words.data()}, nullptr));
+  const cuda::List list{&program, space.tensors, dtypes, items, words.data()};
+  const OwnOperation* const own = own_operation(program);
+  check(own == nullptr ? cuda::run_listed(list, nullptr) : own->run_list(list));
   return true;
 }
 
@@ -51,7 +62,10 @@ Path run_program(const Program& program, const Space& space, int64_t begin, int6
   }
   Path path = Path::listed;
   if (programs_as == ProgramsAs::lists && run_as_list(program, space)) return path;
-  check(cuda::run(program, space, device, nullptr, path, programs_as == ProgramsAs::wide));
+  const bool wide = programs_as == ProgramsAs::wide;
+  const OwnOperation* const own = own_operation(program);
+  check(own == nullptr ? cuda::run(program, space, device, nullptr, path, wide)
+                       : own->run(program, space, device, path, wide));
   return path;
 }
 

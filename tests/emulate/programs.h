@@ -17,6 +17,13 @@ extern Device device;
 enum class ProgramsAs { chosen, wide, lists };
 extern ProgramsAs programs_as;
 
+// The kernels of one operation of one's own (own.h), which the bindings take for those of an instruction set.
+struct OwnOperation : OpKernels {
+  cudaError_t (*run)(const Program&, const Space&, const Device&, Path&, bool wide);
+  cudaError_t (*run_list)(const cuda::List&);
+};
+extern const OwnOperation* own_operations[kOpCodes];
+
 Path run_program(const Program& program, const Space& space, int64_t begin, int64_t end);
 // Of the host, for numbers.
 void convert_all(void* dst, DType dst_dtype, const void* src, DType src_dtype, int64_t n, bool stream);

@@ -33,6 +33,18 @@ struct List {
   int64_t items;
   const uint64_t* words;
 };
+// The operation of one's own in a program, of which a library of kernels has one at most: its code, kNoOwn
+// where there is none, and kSeveralOwn.
+constexpr int kNoOwn = -1, kSeveralOwn = -2;
+inline int own_code(const Program& program) {
+  int own = kNoOwn;
+  for (int i = 0; i < program.stages; ++i) {
+    const int code = program.stage[i].code;
+    if (code < kFirstAdded || code >= kOpCodes || code == own) continue;
+    own = own == kNoOwn ? code : kSeveralOwn;
+  }
+  return own;
+}
 // Whether a program may run on lists, of items with n elements.
 inline bool fits_list(const Program& program, int64_t n) {
   return program.draws == 0 && n <= INT32_MAX / 2;
@@ -105,6 +117,15 @@ struct CudaKernels {
   // source's parts for `available` elements are too few, or with `exactly` another number.
   int (*put_masked)(const Masked&, uint64_t bits, int64_t available, bool exactly, int64_t* counts,
                     const Device&, void* stream);
+};
+
+// What a library of one operation of one's own exports: the interpreters, with that operation beside the
+// table's. They run programs that have it, whatever its code.
+struct CudaOperation {
+  uint32_t abi, table; // kCudaAbiVersion, table_fingerprint()
+  OpInfo info;
+  int (*run)(const Program&, const Space&, const Device&, void* stream, Path&);
+  int (*run_list)(const cuda::List&, void* stream);
 };
 
 } // namespace inplace_ext
