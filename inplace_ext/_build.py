@@ -89,7 +89,7 @@ SANITIZE_FLAGS = [
 # (IE_ASSERT), the standard library its own.
 DEBUG_FLAGS = ["-O0", "-g", "-DINPLACE_EXT_DEBUG", "-D_GLIBCXX_ASSERTIONS"]
 #: Lines for compute-sanitizer and the debugger; without optimisation kernels would not have the registers.
-CUDA_DEBUG_FLAGS = ["-g", "-lineinfo"]
+CUDA_DEBUG_FLAGS = ["-lineinfo", "-Xcompiler", "-g"]
 
 
 def sanitizing() -> bool:

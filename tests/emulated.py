@@ -135,17 +135,26 @@ def library() -> ctypes.CDLL:
     return lib
 
 
+def defined(function: Callable[..., torch.Tensor]) -> ie.jit._Defined:
+    """What stands behind an operation of one's own."""
+    (found,) = (d for d in ie.jit._defined.values() if function in (d.function, d.twin))
+    return found
+
+
+@functools.cache
+def operation_path(function: Callable[..., torch.Tensor]) -> Path:
+    """An operation of one's own for the device, of the source that nvcc would get."""
+    definition = defined(function).definition
+    text = definition.cuda_source + '#include "own.h"\n'
+    return build(f"own-{definition.name}", text=text, device=library_path())
+
+
 def load_operation(function: Callable[..., torch.Tensor]) -> None:
-    """Compiles an operation of one's own for the device, of the source that nvcc would get."""
-    (defined,) = (d for d in ie.jit._defined.values() if function in (d.function, d.twin))
-    assert _native.module is not None and defined.code is not None
-    path = build(
-        f"own-{defined.definition.name}",
-        text=defined.definition.cuda_source + '#include "own.h"\n',
-        device=library_path(),
-    )
+    """Has the device run an operation of one's own."""
     library()
-    assert _native.module.load_operation(defined.code, str(path)) == "emulated"
+    assert _native.module is not None
+    code, path = defined(function).code, operation_path(function)
+    assert _native.module.load_operation(code, str(path)) == "emulated"
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import inspect
 import math
 import os
@@ -11,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ import torch
 from helpers import backend
 
 import inplace_ext as ie
-from inplace_ext import _build, _native, _toolchain, testing
+from inplace_ext import _build, _fuse, _native, _toolchain, testing
 from inplace_ext._expression import FUNCTIONS
 from inplace_ext.jit import ExpressionError
 
@@ -559,13 +561,214 @@ def test_the_key_tells_what_differs(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 def test_load_needs_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(NotImplementedError, match="cuda=True"):
-        ie.jit.load(cuda=True)
+    with pytest.raises(ValueError, match="ops= compiles operations for the CPU alone"):
+        ie.jit.load(cuda=True, ops=["tanh_"])
     with pytest.raises(ValueError, match="nope_ is no operation of"):
         ie.jit.load(ops=["nope_"])
     monkeypatch.setattr(_native, "module", None)
     with pytest.raises(RuntimeError, match="INPLACE_EXT_JIT=1"):
         ie.jit.load()
+
+
+# ---- CUDA -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def nvcc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An nvcc of CUDA 13.1 that notes what it is to compile, and a torch that is built with CUDA."""
+    log, compiler = tmp_path / "compiled", tmp_path / "toolkit" / "bin" / "nvcc"
+    compiler.parent.mkdir(parents=True)
+    compiler.write_text(f"""#!/bin/sh
+case "$*" in --version) echo 'Cuda compilation tools, release 13.1, V13.1.1'; exit;; esac
+echo "$@" >> {log}
+echo 'operation.cu(7): error: what nvcc says' >&2
+exit 1
+""")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CUDA_HOME", str(compiler.parents[1]))
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    return log
+
+
+@pytest.mark.parametrize(
+    ("torchs", "home", "message"),
+    [
+        (None, "toolkit", "is a build without CUDA, for which CUDA kernels are of no use; install one with"),
+        ("13.0", "nowhere", "built with CUDA 13.0, but no nvcc is on PATH or in CUDA_HOME"),
+        ("12.8", "toolkit", "is of CUDA 13.1: the major versions must be the same"),
+    ],
+)
+def test_load_says_what_cuda_lacks(
+    nvcc: Path, monkeypatch: pytest.MonkeyPatch, torchs: str | None, home: str, message: str
+) -> None:
+    before = ie.info()
+    monkeypatch.setattr(torch.version, "cuda", torchs)
+    monkeypatch.setenv("CUDA_HOME", str(nvcc.parent / home))
+    with pytest.raises(RuntimeError, match=rf"jit\.load: cuda=True, but .*{message}"):
+        ie.jit.load(cuda=True)
+    assert ie.info() == before and not nvcc.exists()
+
+
+@pytest.mark.parametrize(("asked", "loaded"), [(None, True), (None, False), (False, True), (True, False)])
+def test_load_chooses_whether_to_compile_for_cuda(
+    nvcc: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, asked: bool | None, loaded: bool
+) -> None:
+    used = []
+    if loaded:
+        monkeypatch.setattr(_native, "cuda", (13010, "9.0"))
+    monkeypatch.setattr(_native, "use_cuda_library", used.append)
+    monkeypatch.setattr(_toolchain, "build_kernels", lambda name, **how: _native.library(name))
+    monkeypatch.setattr(_toolchain, "build_cuda", lambda debug, verbose: tmp_path / f"cuda-{debug}-{verbose}")
+    monkeypatch.setattr(_native, "_compiled", {})
+    ie.jit.load(asked, debug=True, cuda=asked) if asked else ie.jit.load(cuda=asked)
+    expected = {True: tmp_path / "cuda-True-True", None: tmp_path / "cuda-False-False"}
+    assert used == ([expected[asked]] if asked or (asked is None and loaded) else [])
+    if _native.module is not None:
+        _native.module.let_stream(True)
+
+
+def test_what_nvcc_says_comes_through(nvcc: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "cache of $me"))
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.6 9.0a+PTX")
+    before = ie.info()
+    with pytest.raises(RuntimeError, match=r"operation\.cu\(7\): error: what nvcc says"):
+        _toolchain.build_cuda()
+    with pytest.raises(RuntimeError, match="(?s)Error building .inplace_ext_mine_.*what nvcc says"):
+        _toolchain.build_cuda_operation("mine", "what nvcc would not read")
+    assert ie.info() == before
+    (command,) = (line for line in nvcc.read_text().splitlines() if "operation.cu" in line)
+    assert "-gencode=arch=compute_86,code=sm_86 -gencode=arch=compute_90a,code=sm_90a" in command
+    assert "code=compute_90a" in command and "-fmad=false" in command and "fast" not in command
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0;Hopper")
+    with pytest.raises(ValueError, match=r"capabilities, such as 8\.0;9\.0\+PTX, got 'Hopper'"):
+        _toolchain.build_cuda()
+    # Of nothing that is said and no device, one architecture whose PTX later devices take.
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    flags = _toolchain._cuda_arguments(debug=True).compile
+    assert [flag for flag in flags if "gencode" in flag] == [
+        "-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_80,code=compute_80",
+    ]  # fmt: skip
+    assert "-lineinfo" in flags and "-G" not in flags
+
+
+def test_without_nvcc_a_device_gets_torchs_functions(
+    nvcc: Path, softclip_: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What happens at the first tensor on a device, whose place one on the CPU takes here."""
+    (defined,) = (d for d in ie.jit._defined.values() if d.function is softclip_)
+
+    class OnDevice(torch.Tensor):
+        is_cuda = True  # type: ignore[assignment]
+
+    x = torch.ones(3).as_subclass(OnDevice)
+    monkeypatch.setattr(_native, "cuda", (13010, "9.0"))
+    monkeypatch.setattr(_fuse, "takes", lambda tensors: not tensors[0].requires_grad)
+    monkeypatch.setattr(defined, "on_cuda", None)
+    for not_taken in (torch.ones(3), x.to(torch.int32), x.clone().requires_grad_()):
+        assert not defined.ensure_on_cuda([not_taken]) and defined.on_cuda is None
+    assert not nvcc.exists(), "nothing was compiled without need"
+    with pytest.warns(
+        RuntimeWarning, match="(?s)softclip_ goes through torch.* on CUDA devices: .*what nvcc says"
+    ):
+        assert not defined.ensure_on_cuda([x])
+    assert defined.on_cuda is False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not defined.ensure_on_cuda([x])  # once
+    monkeypatch.setattr(defined, "on_cuda", None)
+    monkeypatch.setenv("CUDA_HOME", str(nvcc.parent / "nowhere"))
+    with pytest.warns(RuntimeWarning, match=r"softclip_ goes .* on CUDA devices: .*no nvcc is on PATH"):
+        assert not defined.ensure_on_cuda([x])
+
+
+#: Everything that an expression may hold, one part for each value of `which`.
+EVERY_PART = [
+    *({1: f"{name}(x)", 2: f"{name}(x, y)", 3: f"{name}(x, y, which)"}[function.arguments]
+      for name, function in FUNCTIONS.items()),
+    "where(x > y, x, -y)", "x if isnan(x) or isinf(y) and not isfinite(x) else y", "x // y", "x % y",
+    "x ** y", "x ** 3 + x ** 0.5 - x ** -0.5 * x ** -1 + x ** 2", "(x > 0) + (x != y) * 2.0", "inf - nan * pi * e / 2",
+    "1.0 if ((x < 1) ^ (y >= 2)) | ~(x == y) & (x <= y) else 2", "+x - 3 * -y",
+]  # fmt: skip
+
+
+def every_part(parts: list[str]) -> str:
+    text = "x"
+    for number, part in enumerate(parts):
+        text = f"{part} if which == {number} else ({text})"
+    return text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(_build.find_toolkit() is None, reason="needs nvcc")
+@pytest.mark.parametrize("dtypes", [("float32", "float64"), ("uint8", "int32", "int64")], ids="-".join)
+def test_every_function_compiles_for_a_device(
+    monkeypatch: pytest.MonkeyPatch, dtypes: tuple[str, ...]
+) -> None:
+    """By nvcc, of which warnings are errors; and the bindings take what it makes. Nothing runs."""
+    parts = EVERY_PART
+    if "int32" in dtypes:
+        parts = [
+            f"{name}{('(x)', '(x, y)', '(x, y, which)')[function.arguments - 1]}"
+            for name, function in FUNCTIONS.items()
+            if function.integers
+        ]
+        parts += ["where(x > y, x, -y)", "x * 3 - y", "x ** 3", "(x > 0) * 2"]
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0")
+    monkeypatch.setattr(_build, "missing_cuda", lambda: None)
+    toolkit = _build.find_toolkit()
+    assert toolkit is not None and _native.module is not None
+    ctypes.CDLL(
+        str(toolkit.home / "lib64" / "libcudart.so"), ctypes.RTLD_GLOBAL
+    )  # as torch's CUDA build does
+    name = f"every_{dtypes[-1]}_"
+    own = ie.jit.elementwise(name, every_part(parts), tensors=["y"], scalars=["which"], dtypes=dtypes)
+    (defined,) = (d for d in ie.jit._defined.values() if d.function is own)
+    assert defined.code is not None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert defined.load_on_cuda(defined.code)
+
+
+@checkout
+@pytest.mark.slow
+@pytest.mark.skipif(_build.find_toolkit() is None, reason="needs nvcc")
+def test_load_compiles_for_cuda(own_sources: Path, tmp_path: Path) -> None:
+    """As if torch were built with CUDA. Nothing runs on a device."""
+    code = """
+import ctypes, pathlib, torch
+import inplace_ext as ie
+from inplace_ext import _build, _native, _toolchain
+toolkit = _build.find_toolkit()
+torch.version.cuda = ".".join(map(str, toolkit.version))
+ctypes.CDLL(str(toolkit.home / "lib64" / "libcudart.so"), ctypes.RTLD_GLOBAL)
+_toolchain.build_kernels = lambda name, **how: _native.library(name)  # the CPU's are another test's
+assert ie.info().cuda_kernels is None and ie.info().backends["cuda"] == "torch"
+info = ie.jit.load(cuda=True)
+assert info.cuda == torch.version.cuda and info.cuda_architectures == ["8.0"] and info.cuda_reason is None
+assert info.backends["cuda"] == "own kernels"
+module = _native.module
+assert all(map(module.cuda_serves, module.build_info()["operations"]))
+
+# cuda=None goes on with them; a header that one source includes has this one compiled.
+folder = pathlib.Path(info.cuda_kernels).parent
+objects = {path: path.stat().st_mtime_ns for path in folder.glob("*.o")}
+assert len(objects) == len(_build.source_files("cuda"))
+assert ie.jit.load().cuda_kernels == info.cuda_kernels
+with (_build.csrc() / "cuda" / "norm.cuh").open("a") as header:
+    header.write("__attribute__((used)) static int changed;\\n")
+again = ie.jit.load().cuda_kernels
+assert again != info.cuda_kernels
+assert [p.stem for p, time in objects.items() if p.stat().st_mtime_ns != time] == ["kernels"]
+assert ie.jit.load(cuda=False).cuda_kernels == again
+"""
+    where = {
+        "PYTHONPATH": str(tmp_path),
+        "TORCH_EXTENSIONS_DIR": str(tmp_path / "cache"),
+        "TORCH_CUDA_ARCH_LIST": "8.0",
+    }
+    result = run(code, **where)
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 def test_jit_variable_says_what_it_takes() -> None:
