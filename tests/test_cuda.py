@@ -19,7 +19,7 @@ import torch
 from helpers import DTYPES, FLOATS, LAYOUTS, NATIVE, default_args, dtype_name, each, make, matches
 
 import inplace_ext as ie
-from inplace_ext import _native, testing
+from inplace_ext import _build, _native, testing
 
 built = pytest.mark.skipif(_native.cuda is None, reason=f"no CUDA kernels: {_native.cuda_reason}")
 gpu = pytest.mark.skipif(
@@ -388,6 +388,97 @@ def test_indexing_waits_for_nothing_and_goes_into_graphs() -> None:
     x.zero_()
     graph.replay()
     assert torch.equal(x, want)
+
+
+# ---- operations of one's own ------------------------------------------------------------------------------
+
+own = pytest.mark.skipif(_build.missing_cuda() is not None, reason="needs nvcc")
+
+
+@pytest.fixture(scope="module")
+def mix_() -> Any:
+    return ie.jit.elementwise(
+        "mix_on_device_", "where(y > x, x + y * a, y - x)", tensors=["y"], scalars={"a": 2},
+        dtypes=[*FLOATS, torch.int32],
+    )  # fmt: skip
+
+
+@gpu
+@own
+@pytest.mark.parametrize("dtype", [*FLOATS, torch.int32], ids=dtype_name)
+def test_own_operation(mix_: Any, dtype: torch.dtype) -> None:
+    for seed, layout in enumerate(LAYOUTS):
+        x = make((3, 5, 9, 33), dtype, layout, seed)
+        for shape in ((3, 5, 9, 33), (33,), (5, 1, 1)):
+            y = make(shape, dtype, "contiguous", seed + 10)
+            host, device = x.clone(), on_cuda(x)
+            mix_(host, y)
+            assert mix_(device, on_cuda(y)) is device and path().startswith("cuda:")
+            assert matches(device.cpu(), host).all(), (layout, shape)
+            mix_(host, 3, a=1)
+            mix_(device, 3, a=1)
+            assert matches(device.cpu(), host).all(), (layout, shape)
+
+
+@gpu
+@own
+def test_own_operations_in_fused_functions(mix_: Any) -> None:
+    clip = ie.jit.elementwise("clip_on_device", "x / (1 + abs(x) / limit)", scalars=["limit"])
+
+    @ie.fuse
+    def one_(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return mix_(x.mul_(2), y).clamp_(-3, 3)
+
+    @ie.fuse
+    def two_(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return mix_(x.mul_(2), y).add_(clip(y, 2.0))
+
+    for function in (one_, two_):
+        x, y = torch.randn(50, 60), torch.randn(60)
+        device, other = x.cuda(), y.cuda()
+        want = function(x.clone(), y)
+        for _ in range(2):  # the first call compiles, and runs the function as it is written
+            got = function(device.clone(), other)
+        torch.testing.assert_close(got.cpu(), want, rtol=1e-6, atol=1e-6)
+        assert path().startswith("cuda:")
+    lists = [[torch.randn(n) for n in (3, 500, 70)] for _ in range(2)]
+    on_device = [[t.cuda() for t in tensors] for tensors in lists]
+    one_(*lists)
+    one_(*on_device)
+    assert path() == "cuda:listed"
+    for a, b in zip(lists[0], on_device[0], strict=True):
+        assert torch.equal(a, b.cpu())
+    new = clip(on_device[0][1], 2.0)
+    assert path().startswith("cuda:") and torch.equal(new.cpu(), clip(on_device[0][1].cpu(), 2.0))
+
+
+@gpu
+@own
+def test_own_operation_is_compiled_when_it_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    late_ = ie.jit.elementwise("late_", "x * 2 + 41", verbose=True)
+    late_(torch.ones(3))
+    late_(torch.ones(3, device="cuda", requires_grad=True).clone())
+    assert path() == "torch" and "CUDA devices" not in capfd.readouterr().err
+    assert late_(torch.ones(3, device="cuda")).tolist() == [43.0] * 3
+    assert path() == "cuda:flat" and "late_: kernels for CUDA devices" in capfd.readouterr().err
+
+
+@gpu
+@own
+@pytest.mark.slow
+def test_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    before = _native.cuda_library
+    assert before is not None
+    try:
+        assert str(ie.jit.load(cuda=True).cuda_kernels).startswith(str(tmp_path))
+        check("add_", torch.randn(1000), 2)
+        assert path().startswith("cuda:")
+    finally:
+        _native.use_cuda_library(before)
 
 
 # ---- streams, graphs, devices, sizes ----------------------------------------------------------------------

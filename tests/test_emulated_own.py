@@ -1,4 +1,4 @@
-"""Operations of one's own on the emulated device: the source that nvcc would get, compiled by the C++ compiler.
+"""Operations of one's own on the emulated device: the source that nvcc gets, compiled by the C++ compiler.
 
 The CPU's kernels of the same operation, which test_jit holds to the expression, are what it must equal.
 """

@@ -633,7 +633,7 @@ def test_what_nvcc_says_comes_through(nvcc: Path, monkeypatch: pytest.MonkeyPatc
     before = ie.info()
     with pytest.raises(RuntimeError, match=r"operation\.cu\(7\): error: what nvcc says"):
         _toolchain.build_cuda()
-    with pytest.raises(RuntimeError, match="(?s)Error building .inplace_ext_mine_.*what nvcc says"):
+    with pytest.raises(RuntimeError, match=r"(?s)Error building .inplace_ext_mine_.*what nvcc says"):
         _toolchain.build_cuda_operation("mine", "what nvcc would not read")
     assert ie.info() == before
     (command,) = (line for line in nvcc.read_text().splitlines() if "operation.cu" in line)
@@ -687,8 +687,8 @@ EVERY_PART = [
     *({1: f"{name}(x)", 2: f"{name}(x, y)", 3: f"{name}(x, y, which)"}[function.arguments]
       for name, function in FUNCTIONS.items()),
     "where(x > y, x, -y)", "x if isnan(x) or isinf(y) and not isfinite(x) else y", "x // y", "x % y",
-    "x ** y", "x ** 3 + x ** 0.5 - x ** -0.5 * x ** -1 + x ** 2", "(x > 0) + (x != y) * 2.0", "inf - nan * pi * e / 2",
-    "1.0 if ((x < 1) ^ (y >= 2)) | ~(x == y) & (x <= y) else 2", "+x - 3 * -y",
+    "x ** y", "x ** 3 + x ** 0.5 - x ** -0.5 * x ** -1 + x ** 2", "(x > 0) + (x != y) * 2.0",
+    "inf - nan * pi * e / 2", "1.0 if ((x < 1) ^ (y >= 2)) | ~(x == y) & (x <= y) else 2", "+x - 3 * -y",
 ]  # fmt: skip
 
 
