@@ -65,7 +65,7 @@ sanitize: build  ## run the tests with the C++ under AddressSanitizer and UBSan
 # The kernels of the device run on the CPU (tests/emulate): the whole suite of the CPU's kernels, and the
 # device's own tests with the sanitizers in the kernels and the emulation.
 EMULATED_TESTS := tests/test_emulated.py tests/test_emulated_faults.py tests/test_emulated_programs.py \
-                  tests/test_emulated_indexing.py
+                  tests/test_emulated_indexing.py tests/test_emulated_own.py
 
 emulate: build  ## run the tests of the kernels on the emulated CUDA device
 	INPLACE_EXT_TEST_EMULATED=1 $(BIN)/pytest -q -p no:cacheprovider tests/test_parity.py tests/test_layouts.py \

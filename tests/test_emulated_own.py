@@ -192,6 +192,17 @@ def test_two_of_them_are_two_passes(softclip_: Any, mix_: Any) -> None:
     same(got, wanted)
 
 
+def test_a_value_is_in_the_pass_that_reads_it(softclip_: Any, mix_: Any) -> None:
+    twin = ie.jit.elementwise("softclip", test_jit.TEXT, scalars=["limit"])
+    sum_ = ie.fuse(lambda x, y: mix_(x.mul_(2), y).add_(twin(y, 2.0)).add_(twin(x, 1.0)))
+    x, y = torch.randn(50), torch.randn(50)
+    wanted = mix(x * 2, y) + softclip(y, 2.0)
+    wanted = wanted + softclip(wanted, 1.0)
+    got = x.clone()
+    assert passes(lambda: sum_(got, y)) == 2
+    same(got, wanted)
+
+
 def test_two_of_them_and_a_value_between_run_one_by_one(softclip_: Any, mix_: Any) -> None:
     twin = ie.jit.elementwise("softclip", test_jit.TEXT, scalars=["limit"])
 

@@ -139,11 +139,10 @@ class Lowering {
     dirty_ = false;
     std::fill(slot_.begin(), slot_.end(), -1);
     free_ = (1u << kMaxTemporaries) - 1;
-    int own = cuda::kNoOwn;
     bool started = false;
-    const int count = static_cast<int>(recorded_.steps.size());
+    const int count = static_cast<int>(recorded_.steps.size()), end = end_by_own(begin, reason);
     int i = begin;
-    for (; i < count; ++i) {
+    for (; i < end; ++i) {
       if (!live_[i]) continue;
       const Step& s = recorded_.steps[i];
       if (!started) pass.program.compute = s.compute;
@@ -157,13 +156,6 @@ class Lowering {
         reason = "there are more stages, numbers, tensors or draws than a program holds";
         break;
       }
-      if (s.op >= kFirstAdded && runs_as_device(*value(s.target).tensor)) {
-        if (own != cuda::kNoOwn && own != s.op) {
-          reason = "a kernel on a device has one operation of one's own";
-          break;
-        }
-        own = s.op;
-      }
       started = true;
       if (!step(s, i)) {
         reason = "more temporaries are in use at a time than there are registers";
@@ -172,13 +164,7 @@ class Lowering {
       release(i);
     }
     if (!started && i < count) return -1;
-    if (i < count) {
-      // Temporaries do not outlive the pass.
-      for (size_t v = 0; v < recorded_.values.size(); ++v) {
-        if (recorded_.values[v].temporary && last_use_[v] >= i && is_defined_before(static_cast<int>(v), i))
-          return -1;
-      }
-    }
+    if (i < count && is_outlived(i)) return -1;
     finish();
     return i;
   }
@@ -196,6 +182,31 @@ class Lowering {
       if (live_[i] && recorded_.steps[i].target == v) return true;
     }
     return false;
+  }
+
+  // Whether temporaries outlive a pass that ends before step i, which they cannot.
+  bool is_outlived(int i) const {
+    for (size_t v = 0; v < recorded_.values.size(); ++v) {
+      if (recorded_.values[v].temporary && last_use_[v] >= i && is_defined_before(static_cast<int>(v), i))
+        return true;
+    }
+    return false;
+  }
+  // The step before which a pass ends at the latest, for on a device it has one operation of one's own.
+  int end_by_own(int begin, const char*& reason) const {
+    int own = cuda::kNoOwn, i = begin;
+    const int count = static_cast<int>(recorded_.steps.size());
+    for (; i < count; ++i) {
+      const Step& s = recorded_.steps[i];
+      if (!live_[i] || s.op < kFirstAdded || !runs_as_device(*value(s.target).tensor)) continue;
+      if (own != cuda::kNoOwn && own != s.op) {
+        reason = "a kernel on a device has one operation of one's own";
+        break;
+      }
+      own = s.op;
+    }
+    while (i < count && i > begin && is_outlived(i)) --i;
+    return i;
   }
 
   Stage& emit(uint16_t code) {
