@@ -373,63 +373,100 @@ def counted_launch(f: Callable[[], Any]) -> emulated.Launch:
 
 
 LARGE = 1 << 18
+#: At large sizes the sectors of a launch are the least possible, and at most this much more.
+MORE = 1.02
+
+
+def assert_least(launch: emulated.Launch, read: float, written: float) -> None:
+    """So many sectors are read and written, which is the least there is, or 2% more."""
+    assert read <= launch.sectors_read <= MORE * read, (launch, read)
+    assert written <= launch.sectors_written <= MORE * written, (launch, written)
 
 
 @counted
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=dtype_name)
-@pytest.mark.parametrize(
-    ("shape", "dim", "kernel", "reads"),
-    [
-        ((LARGE // 64, 64), -1, "softmax_warp", 1),
-        ((LARGE // 1024, 1024), -1, "softmax_warp", 1),
-        ((LARGE // 4096, 4096), -1, "softmax_block", 1),
-        ((LARGE // 32768, 32768), -1, "softmax_long", 2),
-        ((512, LARGE // 512), 0, "softmax_columns", 1),
-        ((2048, LARGE // 2048), 0, "softmax_long_columns", 2),
-        ((8, 512, LARGE // 4096), 1, "softmax_columns", 1),
-    ],
-    ids=str,
-)
-def test_softmax_moves_no_more_than_it_must(
-    shape: tuple[int, ...], dim: int, kernel: str, reads: int, dtype: torch.dtype
-) -> None:
-    x = make(shape, dtype, "contiguous", seed=1, specials=0)
-    launch = counted_launch(lambda: ie.softmax_(x, dim))
-    assert launch.kernel.startswith(kernel + "<")
-    least = x.numel() * x.element_size() // SECTOR
-    assert reads * least <= launch.sectors_read <= 1.02 * reads * least
-    assert least <= launch.sectors_written <= 1.02 * least
-    assert launch.bytes_read == reads * least * SECTOR and launch.bytes_written == least * SECTOR
-    if dim == -1:
+@every_dtype
+@pytest.mark.parametrize("name", ["softmax_", "log_softmax_"])
+def test_softmax_moves_no_more_than_it_must(name: str, dtype: torch.dtype) -> None:
+    for n in (64, short(dtype), 4 * short(dtype), 2 * held(dtype)):
+        kernel, reads = kernel_of(n, dtype), 2 if n > held(dtype) else 1
+        x = make((LARGE // n, n), dtype, "contiguous", seed=1, specials=0)
+        least = x.numel() * dtype.itemsize // SECTOR
+        launch = counted_launch(lambda x=x: getattr(ie, name)(x, -1))
+        assert launch.kernel.startswith(kernel + "<")
+        assert_least(launch, reads * least, least)
+        assert launch.bytes_read == reads * least * SECTOR and launch.bytes_written == least * SECTOR
         assert launch.widest_read == launch.widest_write == 16
+        # Every other element: all sectors of the whole.
+        y = make((LARGE // n, 2 * n), dtype, "contiguous", seed=1, specials=0)[:, ::2]
+        launch = counted_launch(lambda y=y: getattr(ie, name)(y, -1))
+        assert launch.kernel.startswith(kernel + "<")
+        assert_least(launch, 2 * reads * least, 2 * least)
 
 
 @counted
-def test_a_mask_is_read_once() -> None:
-    x = make((256, 1024), torch.float32, "contiguous", seed=1, specials=0)
-    for mask in (torch.ones(256, 1024, dtype=torch.bool), torch.zeros(256, 1024)):
-        launch = counted_launch(lambda mask=mask: ie.softmax_(x, -1, mask=mask))
-        least = (x.numel() * 4 + mask.numel() * mask.element_size()) // SECTOR
-        assert least <= launch.sectors_read <= 1.02 * least
+@every_dtype
+def test_softmax_of_columns_moves_no_more_than_it_must(dtype: torch.dtype) -> None:
+    half = short(dtype) // 2
+    for shape, dim in (
+        ((64, LARGE // 64), 0),
+        ((half, LARGE // half), 0),
+        ((8, half, LARGE // half // 8), 1),
+        ((4 * half, LARGE // half // 4), 0),
+    ):
+        long = shape[dim] > short(dtype)
+        x = make(shape, dtype, "contiguous", seed=1, specials=0)
+        least = x.numel() * dtype.itemsize // SECTOR
+        launch = counted_launch(lambda x=x, dim=dim: ie.softmax_(x, dim))
+        assert launch.kernel.startswith("softmax_long_columns<" if long else "softmax_columns<")
+        assert_least(launch, (2 if long else 1) * least, least)
 
 
 @counted
-@pytest.mark.parametrize("dtype", FLOATS, ids=dtype_name)
+@pytest.mark.parametrize("n", [64, 1024, 4096, 32768, -64, -512, -2048], ids=str)
+def test_a_mask_is_read_as_often_as_the_scores(n: int) -> None:
+    """Of rows of n elements, or of columns of -n."""
+    shape = (LARGE // n, n) if n > 0 else (-n, LARGE // -n)
+    x = make(shape, torch.float32, "contiguous", seed=1, specials=0)
+    reads = 2 if n > held(x.dtype) or -n > short(x.dtype) else 1
+    for mask in (torch.ones(shape, dtype=torch.bool), torch.zeros(shape)):
+        launch = counted_launch(lambda mask=mask: ie.softmax_(x, -1 if n > 0 else 0, mask=mask))
+        least, of_mask = x.numel() * 4 // SECTOR, mask.numel() * mask.element_size() // SECTOR
+        # A block of 16 columns uses half of a sector of bools, whose other half its neighbour needs.
+        of_mask *= 2 if n == -512 and mask.dtype == torch.bool else 1
+        assert_least(launch, reads * (least + of_mask), least)
+
+
+@counted
+@every_dtype
 def test_dropout_moves_no_more_than_it_must(dtype: torch.dtype) -> None:
     side = 512
     whole = make((side, 2 * side), dtype, "contiguous", seed=1)
+    # What lies between the elements of a step is in the same sectors.
     for x, kernel, item in (
         (whole[: side // 2].view(-1), "dropout_packs", dtype.itemsize),
         (whole[:, :side], "dropout_packs", dtype.itemsize),
         (whole[:, :side].t(), "dropout_tiles", dtype.itemsize),
         (whole.view(-1)[::2], "dropout_lanes", 2 * dtype.itemsize),
     ):
-        launch = counted_launch(lambda x=x: ie.dropout_(x, 0.5, seed=1))
-        assert launch.kernel.startswith(kernel + "<")
-        least = x.numel() * item // SECTOR  # what lies between the elements is in the same sectors
-        assert least <= launch.sectors_read <= 1.02 * least
-        assert least <= launch.sectors_written <= 1.02 * least
-        assert (kernel == "dropout_packs") == (launch.widest_read == launch.widest_write == 16)
+        least = x.numel() * item // SECTOR
+        for name in ("dropout_", "alpha_dropout_"):
+            launch = counted_launch(lambda name=name, x=x: getattr(ie, name)(x, 0.5, seed=1))
+            assert launch.kernel.startswith(kernel + "<")
+            assert_least(launch, least, least)
+            assert (kernel == "dropout_packs") == (launch.widest_read == launch.widest_write == 16)
+    least = whole.numel() * dtype.itemsize // SECTOR
+    # Channels one after the other, whose elements lie side by side, and channels side by side.
+    for x, kernel in (
+        (whole.view(8, 32, -1), "dropout_packs"),
+        (whole.view(8, -1, 32).transpose(1, 2), "dropout_packs"),
+    ):
+        for name in ("feature_dropout_", "feature_alpha_dropout_"):
+            launch = counted_launch(lambda name=name, x=x: getattr(ie, name)(x, 0.5, seed=1))
+            assert launch.kernel.startswith(kernel + "<"), (launch, x.stride())
+            assert_least(launch, least, least)
+    launch = counted_launch(lambda: ie.dropout(whole, 0.5, seed=1))
+    assert launch.kernel.startswith("dropout_packs<")
+    assert_least(launch, least, least)
 
 
 @counted

@@ -86,7 +86,9 @@ def test_conflicts_between_threads_are_reported(kernel: str) -> None:
 
 
 @pytest.mark.skipif(SANITIZER != "thread", reason="needs ThreadSanitizer")
-@pytest.mark.parametrize("kernel", ["neighbours_without_barrier", "all_write_one"])
+@pytest.mark.parametrize(
+    "kernel", ["neighbours_without_barrier", "warp_neighbours_without_barrier", "all_write_one"]
+)
 def test_thread_sanitizer_sees_conflicts(kernel: str) -> None:
     program = f"import test_emulated_faults as t; print(t.report({kernel!r}))"
     done = subprocess.run(

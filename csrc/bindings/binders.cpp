@@ -187,8 +187,8 @@ Outcome bind_unary(Op op, Slots slot) {
   return x.open(slot[0]) ? run_unary(op, x) : Outcome::delegate;
 }
 // x is what it should be already.
-Outcome leave(const Target&) {
-  last_path = {Taken::native, Path::loop};
+Outcome leave(const Target& x) {
+  last_path = {on_device(*x.tensor) ? Taken::device : Taken::native, Path::loop};
   return Outcome::done;
 }
 // Integers are round.

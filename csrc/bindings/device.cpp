@@ -83,15 +83,10 @@ void softmax_on_device(const Softmax& call, const at::Tensor& x) {
   last_path = {Taken::device, path};
 }
 
-void dropout_on_device(const Dropout& call, const at::Tensor& state, const at::Tensor& x) {
+void dropout_on_device(const Dropout& call, const at::Tensor& x) {
   const Launch launch(x);
-  cuda::DropoutSeed seed{call.seed, call.offset};
-  if (state.defined()) {
-    const int64_t* const words = state.const_data_ptr<int64_t>();
-    seed = {0, call.offset, words, words + 1};
-  }
   Path path = Path::draws;
-  launch.check(cuda_kernels->dropout(call, seed, launch.device(), launch.stream(), path));
+  launch.check(cuda_kernels->dropout(call, launch.device(), launch.stream(), path));
   last_path = {Taken::device, path};
 }
 
@@ -165,8 +160,8 @@ void put_masked_on_device(const Masked& call, int64_t available, bool exactly, c
                                                       : Path::mask_elements);
 }
 
-at::Tensor draw_state(const at::Tensor& x, const std::optional<at::Generator>& generator) {
-  return at::empty({2}, x.options().dtype(at::kLong).requires_grad(false)).random_(generator);
+at::Tensor draw_state(c10::Device device, const std::optional<at::Generator>& generator) {
+  return at::empty({2}, at::TensorOptions(device).dtype(at::kLong)).random_(generator);
 }
 
 bool takes_clipping(const std::vector<at::Tensor>& tensors, double order) {

@@ -61,11 +61,10 @@ class Launch {
 void run_on_device(const Program& program, const Space& space, const at::Tensor& x);
 void run_list_on_device(const cuda::List& list, const at::Tensor& x);
 void softmax_on_device(const Softmax& call, const at::Tensor& x);
-// `state` holds seed and offset in device memory; where it is undefined those of the call count.
-void dropout_on_device(const Dropout& call, const at::Tensor& state, const at::Tensor& x);
-// Seed and offset in device memory, from a generator of the device, the default one where none is given; good
-// while a CUDA graph is captured, of which each replay draws others.
-at::Tensor draw_state(const at::Tensor& x, const std::optional<at::Generator>& generator);
+void dropout_on_device(const Dropout& call, const at::Tensor& x);
+// What Draws::state points to: seed and offset in memory of the device, from a generator of it, the default
+// one where none is given. Good while a CUDA graph is captured, of which each replay draws others.
+at::Tensor draw_state(c10::Device device, const std::optional<at::Generator>& generator);
 // Where an index is out of range, or `available` elements of the source are not what the mask asks for, the
 // device ends the work, before anything is written. Nothing waits for that.
 void put_indexed_on_device(const Indexed& call, bool negative, const at::Tensor& x);

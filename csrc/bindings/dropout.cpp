@@ -124,14 +124,14 @@ Outcome read_dropout(Slots slot, const at::Tensor& x, DropoutArguments& argument
   drawing.seeded = seeded || arguments.p == 1;
   if (!drawing.seeded && generator.has_value() && generator->device().type() != x.device().type())
     return Outcome::delegate;
-  drawing.from = {arguments.seed, arguments.offset};
+  drawing.from = {arguments.seed, arguments.offset, nullptr};
   return Outcome::done;
 }
 
 void seed_from(const std::optional<at::Generator>& generator, const at::Tensor& x,
                DropoutArguments& arguments) {
   if (on_device(x)) {
-    arguments.state = draw_state(x, generator);
+    arguments.state = draw_state(x.device(), generator);
   } else {
     arguments.seed = draw_seed(generator);
   }
@@ -146,8 +146,7 @@ Outcome bind_dropout(Op, Slots slot) {
   const Outcome outcome = read_dropout(slot, *x, arguments, drawing);
   if (outcome != Outcome::done) return outcome;
   if (recorder != nullptr) {
-    // On a device the generator is one of the device, whose seeds no chain has.
-    if (Feature || Alpha || (on_device(*x) && !drawing.seeded)) return Outcome::delegate;
+    if (Feature || Alpha) return Outcome::delegate;
     Dropout call;
     to_dtype(x->scalar_type(), call.dtype);
     find_factors(call, arguments);
@@ -188,8 +187,8 @@ bool takes_dropout(const at::Tensor& x, const DropoutArguments& arguments) {
 bool run_dropout(const at::Tensor& x, const at::Tensor& out, const DropoutArguments& arguments) {
   Dropout call;
   to_dtype(x.scalar_type(), call.dtype);
-  call.seed = arguments.seed;
-  call.offset = arguments.offset;
+  const at::Tensor& state = arguments.state;
+  call.from = {arguments.seed, arguments.offset, state.defined() ? state.const_data_ptr<int64_t>() : nullptr};
   call.threshold = threshold_of(arguments.p);
   find_factors(call, arguments);
   if (!lay_out(call, x, arguments.feature)) return false;
@@ -200,7 +199,7 @@ bool run_dropout(const at::Tensor& x, const at::Tensor& out, const DropoutArgume
   call.data = static_cast<char*>(const_cast<void*>(x.const_data_ptr()));
   call.shift = static_cast<char*>(out.mutable_data_ptr()) - call.data;
   if (on_device(x)) {
-    dropout_on_device(call, arguments.state, x);
+    dropout_on_device(call, x);
     return true;
   }
   const CpuKernels& kernels = *active_kernels;

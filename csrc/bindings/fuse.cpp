@@ -421,7 +421,15 @@ bool fits_together(const Recorder& recorded, const Passes& passes) {
 
 // Gives the draws of a pass that is about to run the seeds that they lack.
 void draw_seeds(Pass& pass) {
-  for (const Pass::Unseeded& u : pass.unseeded) pass.program.draw[u.draw].from.seed = draw_seed(u.generator);
+  for (Pass::Unseeded& u : pass.unseeded) {
+    Draws& from = pass.program.draw[u.draw].from;
+    if (u.device.is_cpu()) {
+      from.seed = draw_seed(u.generator);
+    } else {
+      u.state = draw_state(u.device, u.generator);
+      from.state = u.state.const_data_ptr<int64_t>();
+    }
+  }
 }
 
 Outcome Core::run(Trace& trace, PyObject* const* args, const Numbers& numbers, const char*& reason) {

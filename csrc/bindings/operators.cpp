@@ -141,7 +141,7 @@ Tensor dropout_state(const Tensor& self, std::optional<at::Generator> generator)
   TORCH_CHECK(!generator.has_value() || generator->device().type() == self.device().type(),
               "dropout: expected a generator of the ", self.device().type(), ", got one of ",
               generator->device());
-  if (on_device(self)) return draw_state(self, generator);
+  if (on_device(self)) return draw_state(self.device(), generator);
   const Tensor state = at::empty({2}, at::kLong);
   state.mutable_data_ptr<int64_t>()[0] = static_cast<int64_t>(draw_seed(generator));
   state.mutable_data_ptr<int64_t>()[1] = 0;

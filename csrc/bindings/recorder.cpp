@@ -222,7 +222,8 @@ class Lowering {
       if (value(v).drawing.has_value()) {
         const Drawing& drawing = *value(v).drawing;
         Program& program = pass_->program;
-        if (!drawing.seeded) pass_->unseeded.push_back({program.draws, drawing.generator});
+        if (!drawing.seeded)
+          pass_->unseeded.push_back({program.draws, value(v).tensor->device(), drawing.generator});
         program.draw[program.draws++] = {static_cast<uint8_t>(slot_[v]), drawing.from};
       }
     }

@@ -28,8 +28,8 @@ struct Step {
   bool rounds = false; // a move to a narrower type
 };
 
-// What dropout draws. Without a seed it gets one from the generator, that of the CPU where none is given,
-// when everything is known to fit.
+// What dropout draws. Without a seed it gets one from the generator, the default one of the device where none
+// is given, when everything is known to fit.
 struct Drawing {
   Draws from{};
   bool seeded = true;
@@ -76,10 +76,12 @@ struct Pass {
   int tensors = 0;
   int value[kMaxTensors];
   bool mutated[kMaxTensors] = {};
-  // The draws of the program that have no seed yet.
+  // The draws of the program that have no seed yet. That of a device is in its memory, which is held here.
   struct Unseeded {
     int draw;
+    c10::Device device;
     std::optional<at::Generator> generator;
+    at::Tensor state{};
   };
   c10::SmallVector<Unseeded, 1> unseeded;
 };

@@ -29,7 +29,7 @@ class Dropper {
  public:
   explicit Dropper(const Dropout& call)
       : call_(call),
-        draws_(call.seed),
+        draws_(call.from.seed),
         threshold_(static_cast<typename I::lane>(call.threshold)),
         scale_(static_cast<C>(call.scale)),
         kept_(static_cast<C>(call.kept)),
@@ -39,7 +39,8 @@ class Dropper {
   void line(char* x, uint64_t place, int64_t begin, int64_t end) const {
     const int64_t step = call_.step[0];
     x += begin * step;
-    if (call_.place[0] == 0) return channel(x, philox::draw(call_.seed, call_.offset, place), end - begin);
+    if (call_.place[0] == 0)
+      return channel(x, philox::draw(call_.from.seed, call_.from.offset, place), end - begin);
     place += static_cast<uint64_t>(begin);
     alignas(64) int32_t number[kDraws + kBatchWords];
     for (int64_t n = end - begin; n > 0;) {
@@ -48,7 +49,7 @@ class Dropper {
       // Drawing touches no memory, which would idle else.
       for (int64_t i = 0; i < count; i += std::max<int64_t>(1, 64 / std::abs(step)))
         __builtin_prefetch(x + i * step, 1);
-      draws_(number, call_.offset + place / philox::kWords, lead + count);
+      draws_(number, call_.from.offset + place / philox::kWords, lead + count);
       elements(x, count, by(number + lead));
       place += static_cast<uint64_t>(count);
       x += count * step;
@@ -102,7 +103,7 @@ class Dropper {
   // The numbers of n places of the mask; the first lies at the index that is returned.
   IE_INLINE int64_t draw(int32_t* number, uint64_t place, int64_t n) const {
     const auto lead = static_cast<int64_t>(place % philox::kWords);
-    draws_(number, call_.offset + place / philox::kWords, lead + n);
+    draws_(number, call_.from.offset + place / philox::kWords, lead + n);
     return lead;
   }
   // n elements that have one number.

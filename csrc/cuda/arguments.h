@@ -34,7 +34,8 @@ constexpr bool is_cheap(const OpInfo& op) {
 // What an instruction does once its operand b is there: an operation of the table or the library's own, or a
 // stage beside them.
 // kKeep puts the operand into a temporary: of two tensors the second waits there while the first is fetched,
-// so that while a thread waits for memory it holds no more than the accumulator.
+// so that while a thread waits for memory it holds no more than the accumulator; and what is read more than
+// once stays there.
 enum InstructionCode : uint8_t { kRunOwn = kFirstAdded, kKeep = kStageCodes };
 static_assert(kStageCodes < 0xff);
 
@@ -47,7 +48,6 @@ struct Instruction {
 };
 
 constexpr int kMaxInstructions = 2 * kMaxStages;
-constexpr int kSlots = kMaxTemporaries + 1; // one more for kKeep
 
 struct Code {
   int instructions;
@@ -89,7 +89,10 @@ struct SpaceArguments {
   bool across; // a thread's elements are kBlock apart, not neighbours
   DType dtype[kMaxTensors];
   uint8_t mode[kMaxTensors];
-  Draws draws[kMaxDraws];
+  uint8_t draws, in_memory; // how many, and a bit for each whose seed is a Draws::state
+  struct {
+    uint64_t seed, offset;
+  } draw[kMaxDraws];
   Divisor<Index> size[kMaxDims];
   View<Index> view[kMaxTensors];
 };

@@ -6,8 +6,8 @@
 // elements next to each other; and lines next to each other are worked on together where the elements of
 // each lie apart.
 #pragma once
+#include "draws.cuh"
 #include "inplace_ext/philox.h"
-#include "inplace_ext/program.h"
 #include "rows.cuh"
 
 namespace inplace_ext::cuda {
@@ -20,10 +20,9 @@ constexpr int kTileLines = kWarp, kTileGroups = kThreads / kWarp; // of a block,
 
 struct Generator {
   uint64_t seed, offset;
-  IE_DEVICE explicit Generator(const DropoutSeed& s) : seed(s.seed), offset(s.offset) {
-    if (s.seed_at == nullptr) return;
-    seed = static_cast<uint64_t>(load_global(s.seed_at));
-    offset += static_cast<uint64_t>(load_global(s.offset_at));
+  IE_DEVICE explicit Generator(const Draws& from) {
+    const Draws known = resolved(from);
+    seed = known.seed, offset = known.offset;
   }
 
   // The numbers of block n.
@@ -98,10 +97,9 @@ IE_DEVICE void drop_element(const Dropout& call, const Dropper<S>& drop, char* x
 // Lines of neighbours, the first of which lies where a pack does or `head` elements after it.
 template <class S>
 IE_GLOBAL void IE_LAUNCH_BOUNDS(kThreads, 4)
-    dropout_packs(IE_GRID_CONSTANT const Dropout call, IE_GRID_CONSTANT const DropoutSeed seed,
-                  const int64_t packs, const int64_t packs_of_line) {
+    dropout_packs(IE_GRID_CONSTANT const Dropout call, const int64_t packs, const int64_t packs_of_line) {
   constexpr int N = kPack<S>;
-  const Generator generator(seed);
+  const Generator generator(call.from);
   const Dropper<S> drop(call);
   const int64_t all = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t p = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; p < packs; p += all) {
@@ -140,9 +138,8 @@ IE_GLOBAL void IE_LAUNCH_BOUNDS(kThreads, 4)
 // Lines of any step, a warp for each `chunk` of one. A chunk begins where a block of the generator does.
 template <class S>
 IE_GLOBAL void IE_LAUNCH_BOUNDS(kThreads, 4)
-    dropout_lanes(IE_GRID_CONSTANT const Dropout call, IE_GRID_CONSTANT const DropoutSeed seed,
-                  const int64_t chunks, const int64_t chunks_of_line) {
-  const Generator generator(seed);
+    dropout_lanes(IE_GRID_CONSTANT const Dropout call, const int64_t chunks, const int64_t chunks_of_line) {
+  const Generator generator(call.from);
   const Dropper<S> drop(call);
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int64_t all = static_cast<int64_t>(gridDim.x) * (kThreads / kWarp);
@@ -175,9 +172,9 @@ IE_GLOBAL void IE_LAUNCH_BOUNDS(kThreads, 4)
 // Lines side by side: a lane has four elements of its own line.
 template <class S>
 IE_GLOBAL void IE_LAUNCH_BOUNDS(kThreads, 4)
-    dropout_tiles(IE_GRID_CONSTANT const Dropout call, IE_GRID_CONSTANT const DropoutSeed seed,
-                  const int64_t tiles, const int64_t tiles_along, const int64_t tiles_across) {
-  const Generator generator(seed);
+    dropout_tiles(IE_GRID_CONSTANT const Dropout call, const int64_t tiles, const int64_t tiles_along,
+                  const int64_t tiles_across) {
+  const Generator generator(call.from);
   const Dropper<S> drop(call);
   const int lane = static_cast<int>(threadIdx.x) % kWarp, group = static_cast<int>(threadIdx.x) / kWarp;
   for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
@@ -210,15 +207,15 @@ inline int64_t pieces_of(int64_t n, int64_t piece) {
 }
 
 template <class S>
-cudaError_t run(const Dropout& call, const DropoutSeed& seed, const Device& device, cudaStream_t stream) {
+cudaError_t run(const Dropout& call, const Device& device, cudaStream_t stream) {
   const int64_t length = call.size[0], lines = call.lines();
   const Path path = path_of<S>(call);
   if (path == Path::tiled_draws) {
     const int64_t along = pieces_of(length, kTileGroups * philox::kWords);
     const int64_t across = pieces_of(call.size[1], kTileLines);
     const int64_t tiles = lines / call.size[1] * along * across;
-    return launch(dropout_tiles<S>, grid_for(tiles, device, kThreads), dim3(kThreads), 0, stream, call, seed,
-                  tiles, along, across);
+    return launch(dropout_tiles<S>, grid_for(tiles, device, kThreads), dim3(kThreads), 0, stream, call, tiles,
+                  along, across);
   }
   if (path == Path::draws && is_aligned(call.shift)) {
     constexpr int N = kPack<S>;
@@ -227,12 +224,12 @@ cudaError_t run(const Dropout& call, const DropoutSeed& seed, const Device& devi
     // Of a line that begins within a pack there may be one pack more.
     const int64_t of_line = pieces_of(length + (aligned ? 0 : N - 1), N), packs = lines * of_line;
     return launch(dropout_packs<S>, grid_for(pieces_of(packs, kThreads), device, kThreads), dim3(kThreads), 0,
-                  stream, call, seed, packs, of_line);
+                  stream, call, packs, of_line);
   }
   const int64_t of_line = pieces_of(length + (call.place[0] == 0 ? 0 : philox::kWords - 1), kWarpDraws);
   const int64_t chunks = lines * of_line;
   return launch(dropout_lanes<S>, grid_for(pieces_of(chunks, kThreads / kWarp), device, kThreads),
-                dim3(kThreads), 0, stream, call, seed, chunks, of_line);
+                dim3(kThreads), 0, stream, call, chunks, of_line);
 }
 
 } // namespace draws
@@ -240,11 +237,9 @@ cudaError_t run(const Dropout& call, const DropoutSeed& seed, const Device& devi
 inline Path dropout_path(const Dropout& call) {
   return with_floating(call.dtype, [&](auto s) { return draws::path_of<decltype(s)>(call); });
 }
-// Not for a call without elements. The seed of the call itself is not read.
-inline cudaError_t dropout(const Dropout& call, const DropoutSeed& seed, const Device& device,
-                           cudaStream_t stream) {
-  return with_floating(call.dtype,
-                       [&](auto s) { return draws::run<decltype(s)>(call, seed, device, stream); });
+// Not for a call without elements.
+inline cudaError_t dropout(const Dropout& call, const Device& device, cudaStream_t stream) {
+  return with_floating(call.dtype, [&](auto s) { return draws::run<decltype(s)>(call, device, stream); });
 }
 
 } // namespace inplace_ext::cuda

@@ -108,6 +108,8 @@ class Compiler {
     choose_elements();
     write_scalars();
     const bool rounds = rounds_integers();
+    if (!rounds) choose_kept();
+    keep_ = out.code.slots;
     for (int i = 0; i < program.stages; ++i) add(program.stage[i], rounds);
   }
 
@@ -139,7 +141,6 @@ class Compiler {
       use(s.b_kind, s.b), use(s.c_kind, s.c);
       if (is_operation(s.code)) out_.all |= !is_cheap(info_of(s.code));
     }
-    keep_ = out_.code.slots;
   }
   void choose_elements() {
     int widest = 1;
@@ -150,6 +151,33 @@ class Compiler {
     out_.elements = size >= 4 ? 16 / size : widest <= size ? 16 / size : 4;
     // Twice as many registers, and 8 temporaries take more shared memory than every device has.
     if (out_.compute == DType::f32 && widest <= 2 && out_.code.slots < 6) out_.elements = 8;
+  }
+  // Tensors that would be read more than once stay in temporaries, those that are read most often first, up
+  // to four slots: of 16 bytes a thread those leave shared memory for all blocks of any processor, of 32 for
+  // those that registers leave room for, or three quarters of them.
+  void choose_kept() {
+    constexpr int kMostSlots = 4;
+    bool stored[kMaxTensors] = {};
+    int spared[kMaxTensors] = {};
+    const auto read = [&](Operand kind, int t) {
+      if (kind != Operand::tensor || program_.drawn(t) != nullptr) return;
+      spared[t] += ++reads_[t] > 1 || stored[t];
+    };
+    for (int i = 0; i < program_.stages; ++i) {
+      const Stage& s = program_.stage[i];
+      if (s.code == kStore) {
+        if (s.b_kind == Operand::tensor) stored[s.b] = true;
+      } else {
+        read(s.b_kind, s.b), read(s.c_kind, s.c);
+      }
+    }
+    while (out_.code.slots < kMostSlots) {
+      const int t = static_cast<int>(std::max_element(spared, spared + tensors_) - spared);
+      // Every instruction beside the two of a stage is one of the first that keep something.
+      if (spared[t] == 0 || 2 * program_.stages + kMostSlots > kMaxInstructions) return;
+      kept_[t] = static_cast<int8_t>(out_.code.slots++);
+      spared[t] = 0;
+    }
   }
   // Integers that meet a 16-bit float are rounded to its dtype first, as torch's promotion does. In a chain
   // they are computed in float32 like everything else.
@@ -200,11 +228,29 @@ class Compiler {
     out_.code.slots = std::max(out_.code.slots, keep_ + i + 1);
     return keep_ + i;
   }
+  // A tensor that is kept is read from its temporary, where it is put when it is first read.
+  void take(Operand& kind, int& t) {
+    if (kind != Operand::tensor || kept_[t] < 0) return;
+    const bool last = --reads_[t] == 0;
+    if (!held_[t]) {
+      if (last) return;
+      emit(kKeep, Operand::tensor, t, kept_[t]);
+      held_[t] = true;
+    }
+    kind = Operand::temporary, t = kept_[t];
+  }
   void add(const Stage& s, bool rounds) {
     if (s.code == kLoad) {
-      if (!rounds) emit(kLoad, s.b_kind, s.b); // else after the operands
+      Operand kind = s.b_kind;
+      int b = s.b;
+      take(kind, b);
+      if (!rounds) emit(kLoad, kind, b); // else after the operands
     } else if (s.code == kStore) {
       emit(kStore, Operand::none, 0, s.b_kind == Operand::tensor ? s.b : kMaxTensors + s.b);
+      if (s.b_kind != Operand::tensor || kept_[s.b] < 0) return;
+      // What memory holds now, unless it has been rounded on the way.
+      held_[s.b] = reads_[s.b] > 0 && out_.dtype[s.b] == out_.compute;
+      if (held_[s.b]) emit(kStore, Operand::none, 0, kMaxTensors + kept_[s.b]);
     } else if (s.code == kRound) {
       emit(kRound, Operand::none, 0, s.b);
     } else {
@@ -215,9 +261,10 @@ class Compiler {
         keep_rounded(s, c_kind, c, 1);
         emit(kLoad, Operand::tensor, program_.stage[0].b);
       }
+      take(b_kind, b), take(c_kind, c);
       if (c_kind == Operand::tensor) {
-        emit(kKeep, Operand::tensor, c, keep_slot(1));
-        c_kind = Operand::temporary, c = keep_slot(1);
+        emit(kKeep, Operand::tensor, c, keep_slot(rounds));
+        c_kind = Operand::temporary, c = keep_slot(rounds);
       }
       Instruction& made = emit(s.code < kOps ? s.code : kRunOwn, b_kind, b, s.d);
       made.c_kind = c_kind;
@@ -236,7 +283,11 @@ class Compiler {
   const Program& program_;
   const int tensors_;
   Compiled& out_;
-  int keep_ = 0; // the first slot that is no temporary of the program
+  int keep_ = 0; // the first slot that is neither a temporary of the program nor keeps a tensor
+  // Of each tensor the slot that keeps it, or -1, whether it is there, and how often it is still read.
+  int8_t kept_[kMaxTensors] = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1};
+  bool held_[kMaxTensors] = {};
+  int reads_[kMaxTensors] = {};
 };
 
 // Calls f(Interpreter<...>{}) with the one that the program needs.
@@ -337,8 +388,13 @@ void fill_space(SpaceArguments<Index>& out, const Program& program, const Space&
     for (int d = 0; d < layout.dims; ++d)
       out.view[t].stride[d] = static_cast<Index>(Layout::stride_of(space, t, d, item_size(out.dtype[t])));
   }
+  out.draws = static_cast<uint8_t>(program.draws);
+  out.in_memory = 0;
   for (int i = 0; i < program.draws; ++i) {
-    out.draws[i] = program.draw[i].from;
+    const Draws& from = program.draw[i].from;
+    const bool in_memory = from.state != nullptr;
+    out.in_memory |= static_cast<uint8_t>(in_memory << i);
+    out.draw[i] = {in_memory ? reinterpret_cast<uint64_t>(from.state) : from.seed, from.offset};
     out.mode[program.draw[i].tensor] |= static_cast<uint8_t>(i << kDrawBits);
   }
 }

@@ -6,6 +6,7 @@
 // chosen by a number known at run time, and local memory would go through the caches of global memory.
 #pragma once
 #include "arguments.h"
+#include "draws.cuh"
 #include "inplace_ext/functors.h"
 #include "inplace_ext/philox.h"
 #include "pack.cuh"
@@ -163,11 +164,12 @@ IE_DEVICE Index quotient_of(Index n, const Divisor<Index>& by) {
   }
 }
 
-// Tensors over an index space.
-template <class IndexType>
+// Tensors over an index space. What is drawn begins at the words of `seeds`, in shared memory.
+template <class IndexType, class Seeds>
 struct SpaceLayout {
   using Index = IndexType;
   const SpaceArguments<Index>& arguments;
+  Seeds seeds;
 
   IE_INLINE Index n() const {
     return arguments.n;
@@ -184,8 +186,12 @@ struct SpaceLayout {
   IE_INLINE Index stride(int t) const {
     return arguments.view[t].stride[0];
   }
-  IE_INLINE const Draws* draws(int t) const {
-    return arguments.mode[t] & kDrawn ? &arguments.draws[arguments.mode[t] >> kDrawBits] : nullptr;
+  IE_INLINE bool is_drawn(int t) const {
+    return arguments.mode[t] & kDrawn;
+  }
+  IE_INLINE Draws draws(int t) const {
+    const int i = arguments.mode[t] >> kDrawBits;
+    return {seeds[2 * i], seeds[2 * i + 1], nullptr};
   }
   // The element at index i, and how many follow in the same row, itself included.
   IE_INLINE char* find(int t, Index i, Index& row) const {
@@ -227,8 +233,11 @@ struct ListLayout {
   IE_INLINE Index stride(int t) const {
     return static_cast<Index>(item_size(dtype(t)));
   }
-  IE_INLINE const Draws* draws(int) const {
-    return nullptr;
+  IE_INLINE bool is_drawn(int) const {
+    return false;
+  }
+  IE_INLINE Draws draws(int) const {
+    return {};
   }
   IE_INLINE char* find(int t, Index i, Index& row) const {
     row = ~Index(0);
@@ -290,7 +299,7 @@ struct Elements {
 
   IE_INLINE void load(int t, Pack<C, E>& value) const {
     if constexpr (All && std::is_floating_point_v<C>) {
-      if (const Draws* draws = layout.draws(t); draws != nullptr) return draw(t, *draws, value);
+      if (layout.is_drawn(t)) return draw(t, layout.draws(t), value);
     }
     Index row = 0;
     const DType dtype = layout.dtype(t);
@@ -372,11 +381,26 @@ IE_GLOBAL void IE_LAUNCH_BOUNDS(kBlock, (kBlocks<C, E, All, Index>))
     run_space(IE_GRID_CONSTANT const SpaceArguments<Index> arguments) {
   IE_DYNAMIC_SHARED(Chunk<(kAccess<C, E>)>, shared);
   const Temporaries<C, E, std::remove_cv_t<decltype(shared)>> temporaries{shared};
-  const SpaceLayout<Index> layout{arguments};
+  IE_SHARED(uint64_t, seeds, 2 * kMaxDraws);
+  if constexpr (All && std::is_floating_point_v<C>) {
+    if (arguments.draws > 0) { // which all threads agree on
+      if (const unsigned i = threadIdx.x; i < arguments.draws) {
+        const auto& draw = arguments.draw[i];
+        const bool in_memory = arguments.in_memory >> i & 1;
+        const Draws from = resolved(
+            {draw.seed, draw.offset, in_memory ? reinterpret_cast<const int64_t*>(draw.seed) : nullptr});
+        seeds[2 * i] = from.seed;
+        seeds[2 * i + 1] = from.offset;
+      }
+      __syncthreads();
+    }
+  }
+  const SpaceLayout<Index, decltype(seeds + 0)> layout{arguments, seeds + 0};
   constexpr Index kTile = kBlock * E;
   for (Index begin = blockIdx.x * kTile; begin < arguments.n; begin += gridDim.x * kTile) {
     const Index first = begin + threadIdx.x * (arguments.across ? 1 : E);
-    interpret<C, E, All>(arguments.code, Elements<C, E, All, SpaceLayout<Index>>{layout, first}, temporaries);
+    const Elements<C, E, All, std::remove_cv_t<decltype(layout)>> elements{layout, first};
+    interpret<C, E, All>(arguments.code, elements, temporaries);
   }
 }
 

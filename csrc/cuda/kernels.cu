@@ -44,10 +44,9 @@ int softmax(const Softmax& call, const Device& device, void* stream, Path& path)
   path = cuda::softmax_path(call);
   return cuda::softmax(call, device, stream_of(stream));
 }
-int dropout(const Dropout& call, const cuda::DropoutSeed& seed, const Device& device, void* stream,
-            Path& path) {
+int dropout(const Dropout& call, const Device& device, void* stream, Path& path) {
   path = cuda::dropout_path(call);
-  return cuda::dropout(call, seed, device, stream_of(stream));
+  return cuda::dropout(call, device, stream_of(stream));
 }
 int norm_parts(const cuda::TensorList& list, DType dtype, Norm norm, double* sums, const Device& device,
                void* stream) {

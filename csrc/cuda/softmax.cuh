@@ -21,10 +21,11 @@ constexpr int kWarpsOfBlock = 4;               // where a row has a warp or a pa
 constexpr int kRowThreads = 512;               // where it has a block
 constexpr int kRowWarps = kRowThreads / kWarp; // and L / 32
 constexpr int kHeldBytes = 128;                // of scores in the registers of a thread
-// Of a block at most: rows side by side, of which fewer leave more registers, and steps along them.
+// Of a block at most: rows side by side, of which fewer leave more registers to scores of more than 32 bytes,
+// and steps along them.
 constexpr int kMaxColumns = 32, kColumnSteps = 32;
 template <class S, int Groups>
-constexpr int kColumns = Groups * kPack<S> > 8 ? kMaxColumns / 2 : kMaxColumns;
+constexpr int kColumns = Groups * kPack<S> * sizeof(ComputeOf<S>) > 32 ? kMaxColumns / 2 : kMaxColumns;
 template <class S>
 constexpr int kLongColumns = sizeof(S) == 8 ? kMaxColumns / 2 : kMaxColumns;
 template <class C>
@@ -436,13 +437,16 @@ struct Column {
   }
   template <int Groups, int L, class R>
   IE_DEVICE void store(int64_t at, int lane, const C* score, const R& result) const {
-    char* const to = const_cast<char*>(x) + call.shift;
+    int64_t i = at + lane * kGroup;
+    char* to = const_cast<char*>(x) + call.shift + i * call.stride;
     IE_UNROLL(32)
     for (int k = 0; k < Groups; ++k) {
       IE_UNROLL(32)
       for (int j = 0; j < kGroup; ++j) {
-        const int64_t i = at + (k * L + lane) * kGroup + j;
-        if (i < length) store_element<S>(to + i * call.stride, result(score[k * kGroup + j]));
+        if (i < length) store_element<S>(to, result(score[k * kGroup + j]));
+        const int step = j < kGroup - 1 ? 1 : (L - 1) * kGroup + 1;
+        i += step;
+        to += step * call.stride;
       }
     }
   }

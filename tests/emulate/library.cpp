@@ -39,23 +39,16 @@ Path run_softmax(const Softmax& call, int64_t begin, int64_t) {
   return cuda::softmax_path(call);
 }
 
-// Where the seed comes from memory of the device, as while a graph is captured.
-bool seed_in_memory = false;
-
 Path run_dropout(const Dropout& call, int64_t begin, int64_t) {
   if (begin > 0) return cuda::dropout_path(call);
   const Memory memory;
   const int item = item_size(call.dtype);
   allow_view(call.data, call.size, call.step, call.dims, item, call.shift == 0);
   if (call.shift != 0) allow_view(call.data + call.shift, call.size, call.step, call.dims, item, true);
-  cuda::DropoutSeed seed{call.seed, call.offset};
-  // What is left of the offset goes by value.
-  const int64_t in_memory[2] = {static_cast<int64_t>(call.seed), static_cast<int64_t>(call.offset % 1000)};
-  if (seed_in_memory) {
-    emulate::allow(in_memory, sizeof(in_memory), sizeof(int64_t), false);
-    seed = {0, call.offset - call.offset % 1000, &in_memory[0], &in_memory[1]};
-  }
-  check(cuda::dropout(call, seed, device, nullptr));
+  const State state(call.from);
+  Dropout with_state = call;
+  with_state.from = state.draws;
+  check(cuda::dropout(with_state, device, nullptr));
   return cuda::dropout_path(call);
 }
 

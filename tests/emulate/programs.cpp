@@ -1,6 +1,7 @@
 // Programs on the emulated device.
 #include "programs.h"
 
+#include <deque>
 #include <vector>
 
 #include "interpret.h"
@@ -15,6 +16,7 @@ namespace inplace_ext {
 
 ProgramsAs programs_as = ProgramsAs::chosen;
 const OwnOperation* own_operations[kOpCodes] = {};
+bool seed_in_memory = false;
 
 namespace {
 
@@ -26,8 +28,8 @@ const OwnOperation* own_operation(const Program& program) {
   return own < 0 ? nullptr : own_operations[own];
 }
 
-// Items of lengths around a tile, the last one what is left; false where the space is no list.
-bool run_as_list(const Program& program, const Space& space) {
+// Items from one element to many tiles, the last one what is left; false where the space is no list.
+bool run_as_list(const Program& program, const Space& space, bool long_items) {
   const int64_t n = space.numel();
   if (space.dims > 1 || !cuda::fits_list(program, n)) return false;
   DType dtypes[kMaxTensors];
@@ -37,12 +39,14 @@ bool run_as_list(const Program& program, const Space& space) {
   }
   std::vector<uint64_t> words;
   int64_t items = 0;
-  for (int64_t at = 0, length = 1; at < n; ++items, length = length * 5 + 4) {
+  constexpr int64_t kLong = 10048; // no multiple of a tile
+  for (int64_t at = 0, length = long_items ? kLong : 1; at < n; ++items) {
     const int64_t count = std::min(length, n - at);
     for (int t = 0; t < space.tensors; ++t)
       words.push_back(reinterpret_cast<uint64_t>(space.tensor[t].data + at * item_size(dtypes[t])));
     words.push_back(static_cast<uint64_t>(count));
     at += count;
+    if (!long_items) length = length * 5 + 4;
   }
   const cuda::List list{&program, space.tensors, dtypes, items, words.data()};
   const OwnOperation* const own = own_operation(program);
@@ -61,11 +65,16 @@ Path run_program(const Program& program, const Space& space, int64_t begin, int6
     allow_view(a.data, space.size, a.stride, space.dims, item_size(a.dtype), a.mutated);
   }
   Path path = Path::listed;
-  if (programs_as == ProgramsAs::lists && run_as_list(program, space)) return path;
-  const bool wide = programs_as == ProgramsAs::wide;
+  const bool long_items = programs_as == ProgramsAs::long_lists, wide = programs_as == ProgramsAs::wide;
+  if ((programs_as == ProgramsAs::lists || long_items) && run_as_list(program, space, long_items))
+    return path;
+  std::deque<State> states;
+  Program with_state = program;
+  for (int i = 0; i < program.draws; ++i)
+    with_state.draw[i].from = states.emplace_back(program.draw[i].from).draws;
   const OwnOperation* const own = own_operation(program);
-  check(own == nullptr ? cuda::run(program, space, device, nullptr, path, wide)
-                       : own->run(program, space, device, path, wide));
+  check(own == nullptr ? cuda::run(with_state, space, device, nullptr, path, wide)
+                       : own->run(with_state, space, device, path, wide));
   return path;
 }
 

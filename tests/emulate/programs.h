@@ -13,8 +13,9 @@ namespace inplace_ext {
 
 extern Device device;
 
-// How programs run: as the host chooses; with 64-bit indices; or, where all tensors are contiguous, as lists.
-enum class ProgramsAs { chosen, wide, lists };
+// How programs run: as the host chooses; with 64-bit indices; or, where all tensors are contiguous, as lists,
+// of items of all lengths that begin anywhere, or of long ones that begin where a sector does.
+enum class ProgramsAs { chosen, wide, lists, long_lists };
 extern ProgramsAs programs_as;
 
 // The kernels of one operation of one's own (own.h), which the bindings take for those of an instruction set.
@@ -23,6 +24,20 @@ struct OwnOperation : OpKernels {
   cudaError_t (*run_list)(const cuda::List&);
 };
 extern const OwnOperation* own_operations[kOpCodes];
+// Whether seeds are in memory of the device, as while a graph is captured.
+extern bool seed_in_memory;
+// Draws with the seed there, and a part of the offset; what is left of it goes by value.
+struct State {
+  int64_t words[2];
+  Draws draws;
+  explicit State(const Draws& from)
+      : words{static_cast<int64_t>(from.seed), static_cast<int64_t>(from.offset % 1000)}, draws(from) {
+    if (!seed_in_memory) return;
+    emulate::allow(words, sizeof(words), sizeof(int64_t), false);
+    draws = {0, from.offset - from.offset % 1000, words};
+  }
+  State(const State&) = delete;
+};
 
 Path run_program(const Program& program, const Space& space, int64_t begin, int64_t end);
 // Of the host, for numbers.

@@ -15,14 +15,6 @@ struct Device {
 
 namespace cuda {
 
-// Where the seed and the offset of dropout come from. Drawn by a generator of the device they are known to it
-// alone, also where a CUDA graph draws others at each replay: `seed_at` is not null then, and the blocks
-// begin `offset` after what is at `offset_at`.
-struct DropoutSeed {
-  uint64_t seed, offset;
-  const int64_t *seed_at = nullptr, *offset_at = nullptr;
-};
-
 // The same program on each item of lists of tensors: `words` holds the addresses of an item's tensors and
 // their number of elements, for all items one after the other. The tensors are dense and those of an item lie
 // alike. An item without elements is passed over.
@@ -100,7 +92,7 @@ struct CudaKernels {
   int (*run)(const Program&, const Space&, const Device&, void* stream, Path&);
   int (*run_list)(const cuda::List&, void* stream);
   int (*softmax)(const Softmax&, const Device&, void* stream, Path&);
-  int (*dropout)(const Dropout&, const cuda::DropoutSeed&, const Device&, void* stream, Path&);
+  int (*dropout)(const Dropout&, const Device&, void* stream, Path&);
   // The parts of a tensor, of which each has a sum; the sums of the parts of a list; what the norm and the
   // factor of clipping to `most` are, of the dtype and of its compute type in device memory; the scaling.
   int64_t (*norm_parts_of)(int64_t count);

@@ -41,6 +41,9 @@ union Scalar {
 // Random numbers, one for each element of a mask, as philox.h says.
 struct Draws {
   uint64_t seed, offset;
+  // Drawn by a generator of a device the seed is known to that alone, also where a CUDA graph draws another
+  // at each replay: it is here then, in memory of the device, and what is added to the offset after it.
+  const int64_t* state;
 };
 
 struct Program {
@@ -112,7 +115,7 @@ struct Dropout {
   DType dtype;
   char* data;
   int64_t shift; // bytes from an element to its result: 0 in place
-  uint64_t seed, offset;
+  Draws from;
   uint32_t threshold; // an element is kept where its draw is no less
   // A kept element becomes x * scale + kept, one that is dropped x * 0 + dropped. Without `shifts` the two
   // are 0, and not added: -0.0 stays.
@@ -253,7 +256,7 @@ struct OpKernels {
 };
 
 // What a CPU kernel library exports, one library per instruction set.
-constexpr uint32_t kAbiVersion = 9;
+constexpr uint32_t kAbiVersion = 10;
 struct CpuKernels {
   uint32_t abi, table; // kAbiVersion and table_fingerprint() of the build
   int vector_bytes;
