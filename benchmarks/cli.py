@@ -1,4 +1,4 @@
-"""The command line: ``python -m benchmarks list|run|compare|plot|tables|check``."""
+"""The command line: ``python -m benchmarks list|run|compare|plot|tables|check|predict``."""
 
 from __future__ import annotations
 
@@ -103,6 +103,12 @@ def _parser() -> argparse.ArgumentParser:
 
     check = commands.add_parser("check", help="fail where a floor of benchmarks/floors.toml is not reached")
     _add_selection(check)
+
+    predicting = commands.add_parser(
+        "predict", help="predict times on GPUs from the memory moved on the emulated device; measures nothing"
+    )
+    predicting.add_argument("--size", type=_size, default=1 << 20, help="elements: 64Ki 1Mi ... (1Mi)")
+    predicting.add_argument("--call", nargs="+", help="calls, by name; all where left out")
     return parser
 
 
@@ -281,6 +287,13 @@ def _tables(options: argparse.Namespace) -> int:
     return tables.update(results.read(options.results or results.committed()), write=not options.check)
 
 
+def _predict(options: argparse.Namespace) -> int:
+    from benchmarks import predict
+
+    predict.show(options.size, options.call)
+    return 0
+
+
 def gate(options: argparse.Namespace, least: floors.Floors) -> list[Case]:
     """The quick cases, and those that a floor of their own names."""
     wide = argparse.Namespace(**{**vars(options), "quick": False, "threads": options.threads or [1]})
@@ -336,6 +349,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     command = {
         "list": _list, "run": _run, "compare": _compare, "plot": _plot, "tables": _tables, "check": _check,
+        "predict": _predict,
     }[options.command]  # fmt: skip
     torch.manual_seed(0)
     random.seed(0)

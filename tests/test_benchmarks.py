@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import emulated
 import pytest
 import torch
 
@@ -20,7 +21,7 @@ sys.path.append(str(ROOT))  # behind whatever inplace_ext is tested
 
 pytest.importorskip("tomllib", reason="the benchmarks need Python 3.11")
 
-from benchmarks import cli, floors, machine, results, tables, timing  # noqa: E402
+from benchmarks import cli, floors, machine, predict, results, tables, timing  # noqa: E402
 from benchmarks.case import LIMIT, OURS, TORCH, Case, Selection, Side, Work, close, parse_size  # noqa: E402
 from benchmarks.comparison import compare  # noqa: E402
 from benchmarks.results import Row  # noqa: E402
@@ -262,6 +263,24 @@ def test_the_ring_is_larger_than_the_cache(monkeypatch: pytest.MonkeyPatch) -> N
     assert timing.ring_length(64 << 20, "cpu") * 64 >= 2 * 480
     monkeypatch.setattr(machine, "available_memory", lambda device: 1 << 30)
     assert timing.ring_length(64 << 20, "cpu") == 4
+
+
+@emulated.needs_device
+def test_predictions_are_of_the_memory_moved(capsys: pytest.CaptureFixture[str]) -> None:
+    wanted = ["x.add_(y)", "a step of Adam", "softmax_, rows of 65536"]
+    assert cli.main(["predict", "--size", "256Ki", "--call", *wanted]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("PREDICTED") and "Nothing here was measured on a GPU." in out
+    lines = [line.removeprefix(name).split() for name in wanted for line in out.splitlines() if name in line]
+    # Rows that no block holds are read twice.
+    assert [float(cells[0]) for cells in lines] == pytest.approx([1, 1, 1.5], rel=0.01)
+    moved = (3 * 4 << 18, 7 * 4 << 18, 3 * 4 << 18)
+    for (_, *times), total in zip(lines, moved, strict=True):
+        assert [float(t) for t in times] == pytest.approx(
+            [total / gigabytes / 1e3 for gigabytes in predict.CARDS.values()], rel=0.01, abs=0.06
+        )
+    assert cli.main(["predict", "--call", "x.no_such_(y)"]) == 2
+    assert "no call 'x.no_such_(y)'" in capsys.readouterr().err
 
 
 def test_cuda_is_timed_by_events(monkeypatch: pytest.MonkeyPatch) -> None:
