@@ -17,6 +17,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -449,6 +450,10 @@ def commands(reason: str | None) -> dict[str, Any]:
             if folder == "_C":  # torch's headers are outside of ninja's dependencies
                 folder += f"-torch-{torch.__version__}"
             command.build_temp = str(Path(self.build_temp, folder))
+            start = time.monotonic()
             super(BuildExt, command).build_extension(ext)
+            if folder == "_cuda":
+                done = f"for {os.environ['TORCH_CUDA_ARCH_LIST']} in {time.monotonic() - start:.0f} s"
+                print(f"inplace_ext: built the CUDA kernels {done}", file=sys.stderr)
 
     return {"build_py": BuildPy, "build_ext": BuildExt}
