@@ -71,6 +71,7 @@ emulate: build  ## run the tests of the kernels on the emulated CUDA device
 	INPLACE_EXT_TEST_EMULATED=1 $(BIN)/pytest -q -p no:cacheprovider tests/test_parity.py tests/test_layouts.py \
 	tests/test_engine.py tests/test_operations.py tests/test_softmax.py tests/test_dropout.py tests/test_hypothesis.py \
 	tests/test_indexing.py
+	INPLACE_EXT_TEST_CUDA=emulated $(BIN)/pytest -q -p no:cacheprovider tests/test_cuda.py
 
 emulate-asan: build  ## run the tests of the emulated device under AddressSanitizer and UBSan
 	INPLACE_EXT_EMULATE_SANITIZE=address LD_PRELOAD="$(strip $(ASAN_LIBS))" \
@@ -87,7 +88,7 @@ emulate-tsan: build  ## run the tests of the emulated device under ThreadSanitiz
 	-k "faults or seed_from or many or test_ways and add_ and float32"
 
 # A second environment, with the CUDA build of torch, and a build in a tree of its own: beside the other one,
-# whose modules are for another torch. No GPU is needed for either.
+# whose modules are for another torch. No GPU is needed for either. -m would take the package of this folder.
 CUDA_VENV  := .venv-cuda
 CUDA_STAMP := $(CUDA_VENV)/.stamp
 CUDA_TORCH := 2.14.1
@@ -102,8 +103,9 @@ $(CUDA_STAMP): requirements-dev.txt
 cuda: $(CUDA_STAMP)  ## build with the CUDA kernels, for sm_80, sm_90 and sm_120, and test what needs no GPU (and what does, where one is)
 	INPLACE_EXT_BUILD=1 INPLACE_EXT_CUDA=1 TORCH_CUDA_ARCH_LIST="8.0;9.0;12.0" \
 	$(CUDA_VENV)/bin/python setup.py -q build --build-base $(CUDA_TREE) --build-lib $(CUDA_TREE)/lib
-	PYTHONPATH=$(CUDA_TREE)/lib $(CUDA_VENV)/bin/python -m inplace_ext
-	PYTHONPATH=$(CUDA_TREE)/lib $(CUDA_VENV)/bin/pytest -q -p no:cacheprovider tests/test_cuda.py
+	cd $(CUDA_TREE) && PYTHONPATH=lib $(CURDIR)/$(CUDA_VENV)/bin/python -m inplace_ext
+	INPLACE_EXT_TEST_CUDA=1 PYTHONPATH=$(CUDA_TREE)/lib \
+	$(CUDA_VENV)/bin/pytest -q -p no:cacheprovider tests/test_cuda.py
 
 cuda-check: venv  ## compile the CUDA kernels for sm_75 to sm_120 and check registers, spills and vector accesses
 	$(BIN)/pytest -q -s tests/test_cuda_static.py --cuda-architectures 75,80,90,100,120

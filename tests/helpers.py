@@ -48,6 +48,20 @@ if EMULATED:
 #: Everything that can carry out a call: each instruction set, and torch by delegation.
 BACKENDS = [*CAPABILITIES, "torch"]
 
+#: The backend of test_cuda.py, whose calls are given copies of the tensors on another device.
+GPU = "gpu"
+
+
+@dataclass
+class Gpu:
+    """Where the copies lie, and how last_path() begins: without a GPU that can be the emulated device."""
+
+    device: str = "cuda"
+    path: str = "cuda"
+
+
+gpu = Gpu()
+
 #: Bytes of the widest vector of any instruction set: tail lengths are counted in it.
 VECTOR_BYTES = 64
 MARGIN = 64
@@ -74,12 +88,13 @@ def backend(name: str) -> Iterator[str]:
                 _active = previous
         return
     assert module is not None
-    module.use_capability(name)
+    if name != GPU:
+        module.use_capability(name)
     try:
         yield name
     finally:
         _active = previous
-        if previous != "torch":
+        if previous not in ("torch", GPU):
             module.use_capability(previous)
 
 
@@ -95,16 +110,19 @@ def threads(count: int) -> Iterator[None]:
 
 
 #: How the CPU runs what is elementwise, and how a device does: there are other reasons to tell them apart.
-PROGRAM_PATHS = ("loop", "staged", "blocked", "program", "move", "streaming")
+#: Where a device has nothing to do it says "loop", too.
+PROGRAM_PATHS = ("loop", "staged", "blocked", "program", "move", "streaming", "mask_blocks")
 DEVICE_PATHS = ("flat", "strided", "across", "wide", "listed")
 
 
 def expect_path(suffix: str, where: object = "") -> None:
     """The last call took this path of the active backend: "loop", "staged", ..., or "torch"."""
-    if _active == "emulated" and suffix in PROGRAM_PATHS:
-        assert testing.last_path().removeprefix("emulated:") in DEVICE_PATHS, (testing.last_path(), where)
+    active = gpu.path if _active == GPU else _active
+    if active in ("emulated", gpu.path) and suffix in PROGRAM_PATHS:
+        taken = testing.last_path().removeprefix(f"{active}:")
+        assert taken in DEVICE_PATHS or suffix == taken == "loop", (testing.last_path(), where)
         return
-    wanted = "torch" if "torch" in (suffix, _active) else f"{_active}:{suffix}"
+    wanted = "torch" if "torch" in (suffix, active) else f"{active}:{suffix}"
     assert testing.last_path() == wanted, f"took {testing.last_path()}, expected {wanted} {where}"
 
 
@@ -239,7 +257,7 @@ def make(
     return x
 
 
-def clone_all(tensors: Sequence[Any]) -> list[Any]:
+def clone_all(tensors: Sequence[Any], device: str = "cpu") -> list[Any]:
     """Copies with the same strides, offsets and sharing of storage. What is not a tensor stays."""
     storages: dict[int, torch.UntypedStorage] = {}
     made: dict[int, torch.Tensor] = {}
@@ -249,8 +267,8 @@ def clone_all(tensors: Sequence[Any]) -> list[Any]:
             if id(t) not in made:
                 storage = t.untyped_storage()
                 if storage.data_ptr() not in storages:
-                    storages[storage.data_ptr()] = storage.clone()
-                copy = torch.empty(0, dtype=t.dtype)
+                    storages[storage.data_ptr()] = storage_bytes(t).to(device, copy=True).untyped_storage()
+                copy = torch.empty(0, dtype=t.dtype, device=device)
                 made[id(t)] = copy.set_(
                     storages[storage.data_ptr()], t.storage_offset(), t.size(), t.stride()
                 )
@@ -266,7 +284,25 @@ def clone_strided(x: torch.Tensor) -> torch.Tensor:
 
 
 def storage_bytes(x: torch.Tensor) -> torch.Tensor:
-    return torch.empty(0, dtype=torch.uint8).set_(x.untyped_storage())
+    return torch.empty(0, dtype=torch.uint8, device=x.device).set_(x.untyped_storage())
+
+
+def on_backend(call: Callable[[list[Any]], Any], values: Sequence[Any]) -> Any:
+    """call(values) on the active backend: on a GPU with copies there, whose bytes and versions come back."""
+    if _active != GPU:
+        return call(list(values))
+    copies = clone_all(values, gpu.device)
+    pairs = [(v, c, c._version) for v, c in zip(values, copies, strict=True) if isinstance(v, torch.Tensor)]
+    pointers = [copy.data_ptr() for _, copy, _ in pairs]
+    try:
+        result = call(copies)
+    finally:
+        for own, copy, version in pairs:
+            storage_bytes(own).copy_(storage_bytes(copy))
+            for _ in range(copy._version - version):
+                torch.autograd.graph.increment_version(own)
+        assert pointers == [copy.data_ptr() for _, copy, _ in pairs]
+    return next((own for own, copy, _ in pairs if result is copy), result)
 
 
 def bits(x: torch.Tensor) -> torch.Tensor:
@@ -609,7 +645,12 @@ def check(
         error: Exception | None = None
         with backend(where):
             try:
-                result = getattr(ie, name)(x, *args, **kwargs)
+                result = on_backend(
+                    lambda v: getattr(ie, name)(
+                        *v[: 1 + len(args)], **dict(zip(kwargs, v[1 + len(args) :], strict=True))
+                    ),
+                    [x, *args, *kwargs.values()],
+                )
             except Exception as e:
                 error = e
             if path is not None and error is None:

@@ -1,33 +1,53 @@
 """The CUDA kernels: what needs no GPU (registrations, errors), and on a GPU everything beside CPU and torch.
 
-What has run where is said in README.md.
+What has run where is said in README.md. INPLACE_EXT_TEST_CUDA=1 says that the kernels are there, so that
+their absence is an error (`make cuda`). With INPLACE_EXT_TEST_CUDA=emulated the emulated device stands for
+the GPU where only values count, which shows that these tests are sound (`make emulate`).
 """
 
 from __future__ import annotations
 
+import itertools
 import os
+import random
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import helpers
 import pytest
+import test_engine
+import test_operations
+import test_parity
 import torch
-from helpers import DTYPES, FLOATS, LAYOUTS, NATIVE, default_args, dtype_name, each, make, matches
+from helpers import DTYPES, FLOATS, LAYOUTS, NATIVE, OPS, dtype_name, each, make, matches
 
 import inplace_ext as ie
 from inplace_ext import _build, _native, testing
 
-built = pytest.mark.skipif(_native.cuda is None, reason=f"no CUDA kernels: {_native.cuda_reason}")
-gpu = pytest.mark.skipif(
-    _native.cuda is None or not torch.cuda.is_available(), reason="needs a GPU and a build with CUDA kernels"
+ASKED = os.environ.get("INPLACE_EXT_TEST_CUDA", "0")
+EMULATED = ASKED == "emulated"
+built = pytest.mark.skipif(
+    _native.cuda is None and ASKED != "1", reason=f"no CUDA kernels: {_native.cuda_reason}"
 )
+_no_gpu = _native.cuda is None or not torch.cuda.is_available()
+gpu = pytest.mark.skipif(_no_gpu, reason="needs a GPU and a build with CUDA kernels")
+#: Of values alone: the emulated device will do.
+values = pytest.mark.skipif(_no_gpu and not EMULATED, reason="needs a GPU and a build with CUDA kernels")
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+floats = pytest.mark.parametrize("dtype", FLOATS, ids=dtype_name)
 OPERATORS = ("softmax_", "softmax", "dropout_", "dropout", "dropout_backward", "dropout_state")
 GIB = 1 << 30
+
+if EMULATED:
+    import emulated
+
+    helpers.gpu = helpers.Gpu("cpu", "emulated")
 
 
 @pytest.fixture(autouse=True)
@@ -37,17 +57,40 @@ def no_error_is_left() -> Iterator[None]:
         torch.cuda.synchronize()
 
 
+@contextmanager
+def on_device() -> Iterator[None]:
+    """Calls with tensors of the GPU; the last of them took a kernel there."""
+    with emulated.device() if EMULATED else nullcontext():
+        yield
+        assert path().startswith(helpers.gpu.path + ":"), path()
+
+
+@pytest.fixture
+def suite_on_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """helpers.check() and the programs of test_engine.py run there alone."""
+    monkeypatch.setattr(helpers, "CAPABILITIES", [helpers.GPU])
+    monkeypatch.setattr(helpers, "_active", helpers.GPU)
+    with emulated.device() if EMULATED else nullcontext():
+        yield
+
+
 def on_cuda(value: Any) -> Any:
     """The same on the device, tensors with their strides."""
-    if not isinstance(value, torch.Tensor) or value.dim() == 0:
-        return value
-    once = value[tuple(slice(1 if step == 0 else None) for step in value.stride())]  # what is expanded
-    out = torch.empty_strided(once.shape, once.stride(), dtype=value.dtype, device="cuda")
-    return out.copy_(once).expand(value.shape)
+    return helpers.clone_all([value], helpers.gpu.device)[0]
 
 
 def path() -> str:
     return testing.last_path()
+
+
+def beside_cpu(name: str, x: torch.Tensor, *args: Any) -> None:
+    """On the device, and by the CPU's kernels on x itself: the same bits but for the payload of NaN."""
+    y, device_args = on_cuda(x), [on_cuda(a) for a in args]
+    version, pointer = y._version, y.data_ptr()
+    getattr(ie, name)(x, *args)
+    assert getattr(ie, name)(y, *device_args) is y
+    assert y.data_ptr() == pointer and y._version == version + 1
+    assert matches(y.cpu(), x).all(), (name, x.dtype, x.shape)
 
 
 # ---- without a GPU ----------------------------------------------------------------------------------------
@@ -71,7 +114,8 @@ def test_every_operation_has_a_cuda_kernel() -> None:
 @built
 def test_info_says_what_is_there() -> None:
     info = ie.info()
-    assert info.cuda_reason is None and info.backends["cuda"] == "own kernels"
+    assert info.cuda_reason is None, info.cuda_reason
+    assert info.backends["cuda"] == "own kernels"
     assert info.cuda is not None and torch.version.cuda is not None
     assert info.cuda.partition(".")[0] == torch.version.cuda.partition(".")[0]
     assert all(architecture[0].isdigit() for architecture in info.cuda_architectures)
@@ -111,77 +155,105 @@ def test_kernels_of_another_build_are_refused(tmp_path: Path) -> None:
 # ---- parity -----------------------------------------------------------------------------------------------
 
 
-def check(name: str, x: torch.Tensor, *args: Any, bitwise: bool = False, **kwargs: Any) -> None:
-    """On the device beside the CPU's kernels; exact operations bit for bit but for the payload of NaN."""
-    y, device_args = on_cuda(x), [on_cuda(a) for a in args]
-    device_kwargs = {key: on_cuda(a) for key, a in kwargs.items()}
-    version, pointer = y._version, y.data_ptr()
-    error = None
-    try:
-        getattr(ie, name)(x, *args, **kwargs)
-    except Exception as e:
-        error = e
-    if error is not None:
-        with pytest.raises(type(error)):
-            getattr(ie, name)(y, *device_args, **device_kwargs)
-        return
-    assert getattr(ie, name)(y, *device_args, **device_kwargs) is y
-    assert y.data_ptr() == pointer and y._version == version + 1
-    back = y.cpu()
-    if bitwise:
-        assert matches(back, x).all(), (name, x.dtype, x.shape)
-    else:
-        torch.testing.assert_close(back, x, equal_nan=True, rtol=4 * _step(x.dtype), atol=0)
-
-
-def _step(dtype: torch.dtype) -> float:
-    return torch.finfo(dtype).eps if dtype.is_floating_point else 0.0
-
-
-@gpu
-@each(NATIVE)
+@values
+@each(OPS)
+@pytest.mark.usefixtures("suite_on_device")
 def test_layouts(name: str, dtype: torch.dtype) -> None:
-    for seed, layout in enumerate(LAYOUTS):
-        x = make((3, 5, 9, 33), dtype, layout, seed)
-        args, kwargs = default_args(name, x, seed, layout)
-        check(name, x, *args, **kwargs)
+    test_parity.test_layouts_of_input(name, dtype)
 
 
-@gpu
-@each(NATIVE)
+@values
+@each(test_operations.OTHERS)
+@pytest.mark.usefixtures("suite_on_device")
+def test_other_operations(name: str, dtype: torch.dtype) -> None:
+    test_operations.test_layouts_and_tails(name, dtype)
+
+
+@values
+@pytest.mark.parametrize("name", NATIVE)
+@pytest.mark.usefixtures("suite_on_device")
+def test_samples(name: str) -> None:
+    for own, info in test_parity.OPINFOS:
+        if own == name:
+            test_parity.test_opinfo(name, info, "step" if name in OPS else "contiguous")
+
+
+@values
+@each(["add_", "clamp_", "copy_", "exp_"])
+@pytest.mark.usefixtures("suite_on_device")
 def test_sizes(name: str, dtype: torch.dtype) -> None:
-    for n in (0, 1, 3, 15, 16, 17, 255, 1023, 4096, 4099, 100_003):
-        x = make((n,), dtype, "offset" if n % 2 else "contiguous", n)
-        args, kwargs = default_args(name, x, n, "contiguous")
-        check(name, x, *args, **kwargs)
+    sizes = (0, 1, 3, 15, 16, 17, 255, 1023, 4096, 4099)
+    for n, layout in itertools.product(sizes, ("contiguous", "offset")):
+        x = make((n,), dtype, layout, n)
+        args, kwargs = helpers.default_args(name, x, n, layout)
+        helpers.check(name, x, *args, **kwargs)
 
 
-@gpu
+@values
 @by_dtype
-@pytest.mark.parametrize("name", ["copy_", "add_", "mul_", "clamp_"])
+@pytest.mark.usefixtures("suite_on_device")
+def test_conversions(dtype: torch.dtype) -> None:
+    test_parity.test_conversions_of_copy(dtype)
+
+
+@values
+@by_dtype
+@pytest.mark.parametrize("name", ["copy_", "add_", "mul_", "maximum_"])
+@pytest.mark.usefixtures("suite_on_device")
 def test_broadcast_and_mixed_dtypes(name: str, dtype: torch.dtype) -> None:
-    for other in DTYPES:
-        for shape in ((7, 64), (64,), (7, 1), (1, 1)):
-            x = make((7, 64), dtype, "contiguous", 1)
-            b = make(shape, other, "contiguous", 2)
-            args = [b, b] if name == "clamp_" else [b]
-            check(name, x, *args)
+    for other, shape in itertools.product(DTYPES, ((7, 64), (64,), (7, 1), (1, 1))):
+        x = make((7, 64), dtype, "contiguous", 1, specials=0)
+        helpers.check(name, x, make(shape, other, "contiguous", 2, specials=0).clamp(0, 100))
 
 
-@gpu
-@pytest.mark.parametrize("dtype", FLOATS, ids=dtype_name)
+@values
+@pytest.mark.parametrize("compute", list(test_engine.COMPUTE))
+@pytest.mark.usefixtures("suite_on_device")
+def test_programs(compute: str) -> None:
+    r = random.Random(list(test_engine.COMPUTE).index(compute))
+    for _ in range(30):
+        stages, tensors, scalars = test_engine.random_program(r, compute)
+        test_engine.check_program(compute, stages, tensors, scalars)
+
+
+@values
+@floats
 def test_chain(dtype: torch.dtype) -> None:
     @ie.fuse
     def normalize_(x, mean, std):  # type: ignore[no-untyped-def]
         y = x.sub_(mean).div_(std)
         return y.mul_(torch.where(y > 0, y, y * 0.5)).clamp_(-3, 3)
 
-    x, mean, std = make((6, 5, 40), dtype, "contiguous", 0), make((5, 1), dtype, "contiguous", 1), 1.5
-    y = on_cuda(x)
-    normalize_(x, mean, std)
-    normalize_(y, on_cuda(mean), std)
-    assert path().startswith("cuda:")
-    assert matches(y.cpu(), x).all()
+    for layout in LAYOUTS:
+        x, mean, std = make((6, 5, 40), dtype, layout, 0), make((5, 1), dtype, "contiguous", 1), 1.5
+        y, device_mean = on_cuda(x), on_cuda(mean)
+        normalize_(x, mean, std)
+        with on_device():
+            normalize_(y, device_mean, std)
+        assert matches(y.cpu(), x).all(), layout
+
+
+@values
+@floats
+def test_chain_on_lists(dtype: torch.dtype) -> None:
+    @ie.fuse
+    def adam_(p, grad, first, second, lr):  # type: ignore[no-untyped-def]
+        first.mul_(0.9).add_(grad, alpha=0.1)
+        second.mul_(0.99).addcmul_(grad, grad, value=0.01)
+        p.addcdiv_(first, second.sqrt() + 1e-8, value=-lr)
+
+    sizes = [1 + 37 * i % 5000 for i in range(40)]
+    # Some begin anywhere.
+    host = [
+        [make((n,), dtype, "offset" if n % 3 == 0 else "contiguous", k, specials=0).abs_() for n in sizes]
+        for k in range(4)
+    ]
+    device = [[on_cuda(t) for t in tensors] for tensors in host]
+    adam_(*host, 0.1)
+    with on_device():
+        adam_(*device, 0.1)
+    for one, other in zip(host, device, strict=True):
+        assert all(matches(a, b.cpu()).all() for a, b in zip(one, other, strict=True))
 
 
 @gpu
@@ -207,30 +279,68 @@ def test_lists_are_a_few_launches() -> None:
 # ---- softmax, dropout, clipping ---------------------------------------------------------------------------
 
 
-@gpu
-@pytest.mark.parametrize("dtype", FLOATS, ids=dtype_name)
+@values
+@floats
 @pytest.mark.parametrize("name", ["softmax_", "log_softmax_", "softmax_relu_"])
 def test_softmax(name: str, dtype: torch.dtype) -> None:
+    def compare(x: torch.Tensor, dim: int, mask: torch.Tensor | None = None) -> None:
+        y, device_mask = on_cuda(x), on_cuda(mask)
+        getattr(ie, name)(x, dim, scale=0.5, mask=mask)
+        with on_device():
+            getattr(ie, name)(y, dim, scale=0.5, mask=device_mask)
+        eps = torch.finfo(dtype).eps
+        torch.testing.assert_close(y.cpu(), x, rtol=8 * eps, atol=8 * eps if "log" in name else eps * 1e-3)
+
     for n in (1, 7, 33, 512, 1025, 5000, 40_000):
         for dim in (-1, 0):
-            x = torch.randn((n, 6) if dim == 0 else (6, n)).to(dtype)
-            y = on_cuda(x)
-            getattr(ie, name)(x, dim, scale=0.5)
-            getattr(ie, name)(y, dim, scale=0.5)
-            assert path().startswith("cuda:")
-            torch.testing.assert_close(y.cpu(), x, rtol=8 * _step(dtype), atol=8 * torch.finfo(dtype).tiny)
+            compare(torch.randn((n, 6) if dim == 0 else (6, n)).to(dtype), dim)
+    keep = torch.rand(6, 1, 700) < 0.7
+    for layout in LAYOUTS:
+        for mask in (keep, torch.where(keep, 0.5, -30.0).to(dtype)):
+            compare(make((6, 5, 700), dtype, layout, 1, specials=0), -1, mask)
+            compare(make((6, 700, 5), dtype, layout, 1, specials=0), 1, mask.transpose(1, 2))
 
 
-@gpu
-@pytest.mark.parametrize("dtype", FLOATS, ids=dtype_name)
-@pytest.mark.parametrize("name", ["dropout_", "feature_dropout_", "alpha_dropout_"])
+@values
+@floats
+@pytest.mark.parametrize("name", ["dropout_", "feature_dropout_", "alpha_dropout_", "feature_alpha_dropout_"])
 def test_dropout_has_the_mask_of_the_cpu(name: str, dtype: torch.dtype) -> None:
     for layout in LAYOUTS:
         x = make((3, 4, 5, 33), dtype, layout, 0)
         y = on_cuda(x)
         getattr(ie, name)(x, 0.3, seed=11, offset=5)
-        getattr(ie, name)(y, 0.3, seed=11, offset=5)
-        assert path().startswith("cuda:") and matches(y.cpu(), x).all(), layout
+        with on_device():
+            out = getattr(ie, name.removesuffix("_"))(y, 0.3, seed=11, offset=5)
+            getattr(ie, name)(y, 0.3, seed=11, offset=5)
+        assert matches(y.cpu(), x).all() and matches(out.cpu(), x).all(), layout
+
+
+@gpu
+@floats
+def test_draws_of_a_chain_are_those_of_the_calls(dtype: torch.dtype) -> None:
+    """Without a seed, too: in one pass, with seed and offset in memory of the device."""
+
+    def draws_(x, generator):  # type: ignore[no-untyped-def]
+        ie.dropout_(x, 0.5)
+        ie.dropout_(ie.mul_(x, 2), 0.5, offset=3, generator=generator)
+
+    chain_, own = ie.fuse(draws_), torch.Generator("cuda")
+    results = []
+    for run in (draws_, chain_, chain_):
+        torch.manual_seed(1)
+        own.manual_seed(2)
+        x = torch.ones(50, 41, dtype=dtype, device="cuda")[:, 1:]
+        run(x, own)
+        assert run is draws_ or path().removeprefix("cuda:") in helpers.DEVICE_PATHS
+        results.append((x, torch.cuda.get_rng_state(), own.get_state()))
+    for x, state, owns in results[1:]:
+        assert torch.equal(x, results[0][0])
+        assert torch.equal(state, results[0][1]) and torch.equal(owns, results[0][2])
+    x = torch.ones(50, 41, device="cuda")
+    chain_(x, own)
+    assert not torch.equal(x[:, 1:].to(dtype), results[0][0])
+    with pytest.raises(RuntimeError):
+        chain_(x, torch.Generator())  # of the CPU
 
 
 @gpu
@@ -288,17 +398,17 @@ def test_indexing_along_a_dim(dtype: torch.dtype) -> None:
         sizes = [40 if d == dim else n for d, n in enumerate(shape)]
         for layout in LAYOUTS:
             x, source = make(shape, dtype, layout, 1), make(sizes, dtype, layout, 2, 0)
-            check("index_fill_", x, dim, index - 9, 1, bitwise=True)
+            beside_cpu("index_fill_", x, dim, index - 9, 1)
             assert path().startswith("cuda:index_")
-            check("index_copy_", x, dim, index, source, bitwise=True)
-            check("index_add_", x, dim, index.int(), source, bitwise=True)
+            beside_cpu("index_copy_", x, dim, index, source)
+            beside_cpu("index_add_", x, dim, index.int(), source)
             assert path().startswith("cuda:index_")
             wide = index.view([-1 if d == dim else 1 for d in range(len(shape))]).expand(sizes)
-            check("scatter_", x, dim, wide, source, bitwise=True)
-            check("scatter_add_", x, dim, wide, source, bitwise=True)
+            beside_cpu("scatter_", x, dim, wide, source)
+            beside_cpu("scatter_add_", x, dim, wide, source)
             assert path().startswith("cuda:index_")
             own = torch.randint(0, 9, sizes, generator=torch.Generator().manual_seed(2))
-            check("scatter_", x, dim, own, 1, bitwise=True)
+            beside_cpu("scatter_", x, dim, own, 1)
             assert path().startswith("cuda:index_")
 
 
@@ -311,21 +421,21 @@ def test_places_and_masks(dtype: torch.dtype) -> None:
         make((9000,), dtype, seed=4, specials=0),
     )
     for accumulate in (False, True):
-        check("put_", x, places, values, accumulate, bitwise=True)
+        beside_cpu("put_", x, places, values, accumulate)
         assert path() == "cuda:index_elements"
         pairs = (places % 60, places % 90)
         want, y = ie.index_put_(x.clone(), pairs, values, accumulate), on_cuda(x)
         ie.index_put_(y, tuple(map(on_cuda, pairs)), on_cuda(values), accumulate)
         assert path() == "cuda:index_elements" and matches(y.cpu(), want).all()
     for mask in (torch.rand(60, 90, generator=g) < 0.3, torch.rand(60, 1, generator=g) < 0.5):
-        check("masked_scatter_", x, mask, values, bitwise=True)
+        beside_cpu("masked_scatter_", x, mask, values)
         assert path() == "cuda:mask_blocks"
     rows = torch.rand(60, generator=g) < 0.5
-    check("setitem_", x, rows, make((int(rows.sum()), 90), dtype, seed=5), bitwise=True)
+    beside_cpu("setitem_", x, rows, make((int(rows.sum()), 90), dtype, seed=5))
     assert path() == "cuda:mask_rows"
-    check("setitem_", x, rows, True, bitwise=True)
+    beside_cpu("setitem_", x, rows, True)
     assert path() == "cuda:mask_rows"
-    check("setitem_", x, slice(3, 50, 2), 0, bitwise=True)
+    beside_cpu("setitem_", x, slice(3, 50, 2), 0)
     assert path().startswith("cuda:")
     for item in (on_cuda(places[:3]) % 60, [1, -2], torch.tensor(3, device="cuda"), torch.tensor([4])):
         y = on_cuda(x)
@@ -475,7 +585,7 @@ def test_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert before is not None
     try:
         assert str(ie.jit.load(cuda=True).cuda_kernels).startswith(str(tmp_path))
-        check("add_", torch.randn(1000), 2)
+        beside_cpu("add_", torch.randn(1000), 2)
         assert path().startswith("cuda:")
     finally:
         _native.use_cuda_library(before)
@@ -484,16 +594,39 @@ def test_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 # ---- streams, graphs, devices, sizes ----------------------------------------------------------------------
 
 
+def clipped(x: torch.Tensor) -> None:
+    p = torch.zeros_like(x)
+    p.grad = x
+    ie.clip_grad_norm_([p], 1.0)
+
+
+#: A call of each kind of kernel, on a tensor.
+CALLS: dict[str, Callable[[torch.Tensor], Any]] = {
+    "operation": lambda x: ie.mul_(x, 3),
+    "chain": ie.fuse(lambda x: x.mul_(3).add_(1)),
+    "list": lambda x: ie.fuse(lambda p: p.mul_(3))([*x.view(4, -1).unbind()]),
+    "softmax": lambda x: ie.softmax_(x.view(-1, 1024)),
+    "softmax of columns": lambda x: ie.softmax_(x.view(1024, -1), 0),
+    "dropout": lambda x: ie.dropout_(x, 0.5, seed=1),
+    "clipping": clipped,
+}
+
+
 @gpu
-def test_current_stream() -> None:
-    x, stream = torch.zeros(1 << 24, device="cuda"), torch.cuda.Stream()
+@pytest.mark.parametrize("name", CALLS)
+def test_current_stream(name: str) -> None:
+    want = torch.full((1 << 22,), 2.0)
+    CALLS[name](want)
+    x, stream = torch.zeros(1 << 22, device="cuda"), torch.cuda.Stream()
+    CALLS[name](x.clone())
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         torch.cuda._sleep(10_000_000)
-        x.add_(1)
-        ie.mul_(x, 3)  # after the addition, which waits
+        x.add_(2)
+        CALLS[name](x)  # after the addition, which waits
+    assert not stream.query()
     torch.cuda.current_stream().wait_stream(stream)
-    assert (x == 3).all()
+    torch.testing.assert_close(x.cpu(), want)
 
 
 @gpu
@@ -547,6 +680,42 @@ def test_graphs() -> None:
 
 
 @gpu
+@pytest.mark.parametrize("name", CALLS)
+def test_every_kernel_in_a_graph(name: str) -> None:
+    x = torch.zeros(1 << 16, device="cuda")
+    CALLS[name](x.clone())
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        CALLS[name](x)
+    for value in (2.0, 5.0):
+        want = torch.full((1 << 16,), value)
+        CALLS[name](want)
+        x.fill_(value)
+        graph.replay()
+        torch.testing.assert_close(x.cpu(), want)
+
+
+@gpu
+def test_draws_of_a_chain_in_a_graph() -> None:
+    chain_ = ie.fuse(lambda x: ie.dropout_(x.mul_(2), 0.5))
+    x = torch.ones(5000, device="cuda")
+    chain_(x.clone())
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        chain_(x)
+    assert path().removeprefix("cuda:") in helpers.DEVICE_PATHS
+    masks = []
+    for _ in range(3):
+        x.fill_(1)
+        graph.replay()
+        assert set(x.tolist()) == {0.0, 4.0}
+        masks.append(x.clone())
+    assert not torch.equal(masks[0], masks[1]) and not torch.equal(masks[1], masks[2])
+
+
+@gpu
 def test_more_than_two_to_the_31_elements() -> None:
     n = (1 << 31) + 1000
     if torch.cuda.mem_get_info()[0] < 8 * GIB:
@@ -557,6 +726,26 @@ def test_more_than_two_to_the_31_elements() -> None:
     assert (x[:10] == 8).all() and (x[-10:] == 8).all() and int(x.sum(dtype=torch.int64)) == 8 * n
     ie.mul_(x.view(-1, 8)[:, ::2], 2)
     assert x[-8:].tolist() == [16, 8, 16, 8, 16, 8, 16, 8]
+
+
+@gpu
+def test_rows_and_draws_beyond_two_to_the_31_elements() -> None:
+    n, tail = (1 << 31) + 4096, 4096
+    if torch.cuda.mem_get_info()[0] < 6 * GIB:
+        pytest.skip("needs 6 GiB of device memory")
+    x = torch.ones(n, dtype=torch.bfloat16, device="cuda")
+    ie.dropout_(x, 0.5, seed=7)
+    # Element i takes block i // 4, so that a tensor of the last ones alone is drawn from a later offset.
+    want = ie.dropout(torch.ones(tail, dtype=torch.bfloat16), 0.5, seed=7, offset=(n - tail) // 4)
+    assert torch.equal(x[-tail:].cpu(), want)
+    x.fill_(1)
+    ie.softmax_(x.view(-1, 1024))
+    assert (x[:tail] == 2**-10).all() and (x[-tail:] == 2**-10).all()
+    x.fill_(1)
+    ie.softmax_(x.view(2, -1), 0)
+    assert (x[:tail] == 0.5).all() and (x[-tail:] == 0.5).all()
+    ie.fuse(lambda x: x.mul_(2).add_(1))(x)
+    assert path() == "cuda:wide" and (x[-tail:] == 2).all()
 
 
 @gpu
@@ -597,6 +786,26 @@ def test_autograd_and_compile() -> None:
     compiled = torch.compile(lambda t: ie.softmax_relu_(ie.mul_(t.clone(), 2)), fullgraph=True)
     z = torch.randn(8, 16, device="cuda")
     torch.testing.assert_close(compiled(z), (z * 2).softmax(-1))
+
+
+@gpu
+@pytest.mark.slow
+@pytest.mark.parametrize("suite", ["ops", "fuse", "softmax", "dropout", "lists"])
+def test_benchmarks_beside_eager_and_inductor(
+    suite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They run to the end, and all sides have the same results; what they measure is no test."""
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1]))
+    from benchmarks import cli, results
+
+    file = tmp_path / "results.csv"
+    asked = ["run", "--device", "cuda", "--quick", "--suite", suite, "--dtype", "float32"]
+    asked += [] if suite == "lists" else ["--provider", "inplace_ext", "torch", "compile"]
+    assert cli.main([*asked, "--output", str(file)]) == 0
+    rows = results.read(file)
+    assert {"inplace_ext", "torch"} <= {row.provider for row in rows}
+    assert suite == "lists" or "compile" in {row.provider for row in rows}
+    assert all(row.path.startswith("cuda:") for row in rows if row.provider == "inplace_ext")
 
 
 @gpu

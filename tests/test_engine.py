@@ -25,6 +25,7 @@ from helpers import (
     make,
     make_data,
     matches,
+    on_backend,
     same_bits,
     special_values,
     storage_bytes,
@@ -58,7 +59,8 @@ FORMS: dict[str, tuple[int, bool, list[str]]] = BUILD["operations"]
 
 def run(compute: str, stages: Stages, tensors: Sequence[torch.Tensor], scalars: Sequence[float] = ()) -> None:
     assert _native.module is not None
-    _native.module.run_program(compute, stages, list(tensors), list(scalars))
+    run_program = _native.module.run_program
+    on_backend(lambda moved: run_program(compute, stages, moved, list(scalars)), tensors)
 
 
 def _upper(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
