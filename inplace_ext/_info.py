@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from inplace_ext import _native
+from inplace_ext import _build, _native
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,37 @@ class Info:
     cuda_kernels: str | None
     #: What takes the tensors of each type of device.
     backends: dict[str, str]
+    #: What the sources of each library are compiled with, beside torch's own flags.
+    flags: dict[str, str]
     build: dict[str, object] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        items = {**vars(self), **{f"build.{name}": value for name, value in self.build.items()}}
-        del items["build"]
+        items: dict[str, object] = {}
+        for name, value in vars(self).items():
+            if isinstance(value, dict):
+                items.update({f"{name}.{key}": of_key for key, of_key in value.items()})
+            else:
+                items[name] = value
+        # Their names alone, of the forms and dtypes that they have.
+        if isinstance(operations := items.get("build.operations"), dict):
+            items["build.operations"] = list(operations)
         width = max(map(len, items))
-        return "\n".join(f"{name:<{width}}  {value}" for name, value in items.items())
+        return "\n".join(
+            f"{name:<{width}}  {' '.join(map(str, value)) if isinstance(value, list) else value}"
+            for name, value in items.items()
+        )
+
+
+#: What there are CUDA kernels for.
+CUDA_SERVES = "elementwise operations, fuse, softmax, dropout, clip_grad_norm_"
+
+
+def _flags(cuda: bool) -> dict[str, str]:
+    flags = {"bindings": _build.BINDING_FLAGS}
+    flags |= {f"cpu.{name}": [*_build.KERNEL_FLAGS, *more] for name, more in _build.capabilities().items()}
+    if cuda:
+        flags["cuda"] = _build.CUDA_FLAGS
+    return {name: " ".join(of_library) for name, of_library in flags.items()}
 
 
 def info() -> Info:
@@ -66,8 +90,9 @@ def info() -> Info:
         cuda_kernels=None if _native.cuda_library is None else str(_native.cuda_library),
         backends={
             "cpu": f"own kernels ({capability})" if native else "torch",
-            "cuda": "own kernels" if cuda else "torch",
+            "cuda": f"own kernels ({CUDA_SERVES}), else torch" if cuda else "torch",
             "others": "torch",
         },
+        flags=_flags(cuda is not None) if native else {},
         build=native.build_info() if native else {},
     )

@@ -115,7 +115,8 @@ def test_every_operation_has_a_cuda_kernel() -> None:
 def test_info_says_what_is_there() -> None:
     info = ie.info()
     assert info.cuda_reason is None, info.cuda_reason
-    assert info.backends["cuda"] == "own kernels"
+    assert info.backends["cuda"].startswith("own kernels (elementwise operations, fuse, ")
+    assert "-fmad=false" in info.flags["cuda"]
     assert info.cuda is not None and torch.version.cuda is not None
     assert info.cuda.partition(".")[0] == torch.version.cuda.partition(".")[0]
     assert all(architecture[0].isdigit() for architecture in info.cuda_architectures)

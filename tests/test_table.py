@@ -159,3 +159,9 @@ def test_info():
         [sys.executable, "-m", "inplace_ext"], capture_output=True, text=True, check=True
     )
     assert ie.__version__ in printed.stdout and torch.__version__ in printed.stdout
+    lines = dict(line.split(None, 1) for line in printed.stdout.splitlines() if " " in line.strip())
+    assert {"backends.cpu", "backends.cuda", "cuda_reason"} <= set(lines)
+    if info.native:
+        assert lines["backends.cpu"] == f"own kernels ({info.capability})"
+        assert "-ffp-contract=off" in lines[f"flags.cpu.{info.capability}"]
+        assert lines["build.operations"].split() == list(info.build["operations"])
