@@ -85,7 +85,7 @@ emulate-tsan: build  ## run the tests of the emulated device under ThreadSanitiz
 	INPLACE_EXT_EMULATE_SANITIZE=thread LD_PRELOAD="$(strip $(TSAN_LIBS))" \
 	TSAN_OPTIONS=halt_on_error=1:report_mutex_bugs=0:ignore_noninstrumented_modules=1 \
 	OMP_NUM_THREADS=1 setarch -R $(BIN)/pytest -q -p no:cacheprovider --capture=sys $(EMULATED_TESTS) \
-	-k "faults or seed_from or many or test_ways and add_ and float32"
+	-k "faults or seed_from or many or test_ways and add_ and float32 or draws_of and float32-contiguous"
 
 # A second environment, with the CUDA build of torch, and a build in a tree of its own: beside the other one,
 # whose modules are for another torch. No GPU is needed for either. -m would take the package of this folder.

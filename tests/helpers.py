@@ -702,6 +702,13 @@ def _describe(value: Any) -> Any:
     return value
 
 
+def adam_(p: torch.Tensor, grad: torch.Tensor, first: torch.Tensor, second: torch.Tensor, lr: float) -> None:
+    """A step of an optimizer, for fuse: several tensors are changed, and the gradient is read three times."""
+    first.mul_(0.9).add_(grad, alpha=0.1)
+    second.mul_(0.99).addcmul_(grad, grad, value=0.01)
+    p.addcdiv_(first, second.sqrt() + 1e-8, value=-lr)
+
+
 def operand_data(name: str, shape: Sequence[int], dtype: torch.dtype, seed: int, layout: str) -> torch.Tensor:
     """A tensor operand that the operation takes: no divisor that integers cannot be divided by."""
     x = make(shape, dtype, layout, seed)

@@ -237,12 +237,7 @@ def test_chain(dtype: torch.dtype) -> None:
 @values
 @floats
 def test_chain_on_lists(dtype: torch.dtype) -> None:
-    @ie.fuse
-    def adam_(p, grad, first, second, lr):  # type: ignore[no-untyped-def]
-        first.mul_(0.9).add_(grad, alpha=0.1)
-        second.mul_(0.99).addcmul_(grad, grad, value=0.01)
-        p.addcdiv_(first, second.sqrt() + 1e-8, value=-lr)
-
+    adam_ = ie.fuse(helpers.adam_)
     sizes = [1 + 37 * i % 5000 for i in range(40)]
     # Some begin anywhere.
     host = [

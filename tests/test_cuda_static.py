@@ -6,6 +6,7 @@ Needs nvcc, and no GPU. One architecture by default; `make cuda-check` goes thro
 from __future__ import annotations
 
 import re
+import resource
 import shutil
 import subprocess
 import time
@@ -28,7 +29,7 @@ pytestmark = [
 #: Registers and threads of a multiprocessor.
 REGISTERS = 65536
 THREADS = {75: 1024, 80: 2048, 90: 2048, 100: 2048, 120: 1536}
-SECONDS = 360  # for one architecture on two cores
+SECONDS = 2 * 360  # of the processor for one architecture: six minutes on two cores
 
 #: Kernels that use local memory: the most bytes a thread, and why.
 LOCAL = [
@@ -36,6 +37,16 @@ LOCAL = [
         r"run_(space|list)<(float|double), \d, true",
         96,
         "sin_ and cos_ of numbers beyond 2^24 and 2^20: the reduction of CUDA's own functions, in an array",
+    ),
+]
+#: Kernels that spill, by architecture: the most bytes, and why.
+SPILLED = [
+    (
+        120,
+        r"rowwise::softmax_columns<(half_t|bfloat16_t), 4>",
+        32,
+        "32 scores a thread, and 16 columns a block, since fewer of 2 bytes were less than a sector: two "
+        "registers more than that leaves. Addresses from one base fit there, and make 9.0 spill 264 bytes",
     ),
 ]
 #: Kernels that need more registers than all threads of a multiprocessor have: how many at most, and why.
@@ -67,6 +78,7 @@ class Compiled:
     kernels: list[Kernel]
     ptx: dict[str, str]  # by the mangled name
     seconds: float
+    processor_seconds: float  # which do not depend on what else runs
 
 
 def demangled(names: list[str]) -> list[str]:
@@ -92,10 +104,14 @@ def compile_for(architecture: int, folder: Path) -> Compiled:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stderr, "".join(path.read_text() for path in own.glob("*.ptx"))
 
-    start = time.monotonic()
+    def spent() -> float:
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
+    start, before = time.monotonic(), spent()
     with ThreadPoolExecutor(2) as pool:
         results = list(pool.map(compile_one, sorted(_build.sources("cuda"), key=_size, reverse=True)))
-    seconds = time.monotonic() - start
+    seconds, processor_seconds = time.monotonic() - start, spent() - before
     report = re.compile(
         r"Compiling entry function '(\S+)' for[^\n]*\n"
         r"(?:ptxas info[^\n]*\n)?"
@@ -115,7 +131,7 @@ def compile_for(architecture: int, folder: Path) -> Compiled:
             assert mangled is not None
             ptx[mangled[1]] = entry
     ptx = dict(zip(demangled(list(ptx)), ptx.values(), strict=True))
-    return Compiled(architecture, kernels, ptx, seconds)
+    return Compiled(architecture, kernels, ptx, seconds, processor_seconds)
 
 
 def _size(source: str) -> int:
@@ -144,16 +160,21 @@ def limit(rules: list[tuple[str, int, str]], name: str, otherwise: int) -> int:
 
 def test_every_kernel_compiles_in_time(compiled: Compiled) -> None:
     """Warnings are errors of the compiler (_build.CUDA_FLAGS)."""
-    print(f"\nsm_{compiled.architecture}: {len(compiled.kernels)} kernels in {compiled.seconds:.0f} s")
+    taken = f"{compiled.seconds:.0f} s ({compiled.processor_seconds:.0f} s of the processor)"
+    print(f"\nsm_{compiled.architecture}: {len(compiled.kernels)} kernels in {taken}")
     assert len(compiled.kernels) > 40
     assert {"all-warnings", "-fmad=false"} <= set(_build.CUDA_FLAGS)
     assert not {"-use_fast_math", "-ftz=true"} & set(_build.CUDA_FLAGS)
-    assert compiled.seconds < SECONDS
+    assert compiled.processor_seconds < SECONDS
 
 
 def test_nothing_is_spilled(compiled: Compiled) -> None:
-    assert {k.name: k.spilled for k in compiled.kernels if k.spilled > 0} == {}
-    assert {k.name: k.stack for k in compiled.kernels if k.stack > limit(LOCAL, k.name, 0)} == {}
+    spilled = [(pattern, most, why) for arch, pattern, most, why in SPILLED if arch == compiled.architecture]
+    local = [*LOCAL, *spilled]
+    assert {k.name: k.spilled for k in compiled.kernels if k.spilled > limit(spilled, k.name, 0)} == {}
+    assert {k.name: k.stack for k in compiled.kernels if k.stack > limit(local, k.name, 0)} == {}
+    # An exception that is no longer needed goes.
+    assert all(any(re.match(rule[0], k.name) and k.spilled for k in compiled.kernels) for rule in spilled)
 
 
 def test_registers_leave_room_for_all_threads(compiled: Compiled) -> None:

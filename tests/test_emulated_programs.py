@@ -5,7 +5,6 @@ All of them run there with `make emulate`; these are those that reach every path
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -152,11 +151,7 @@ def test_programs_move_no_more_than_they_must(dtype: torch.dtype, way: str) -> N
 def test_chains_move_no_more_than_they_must(dtype: torch.dtype) -> None:
     """Each tensor once, however many stages, temporaries and random numbers there are."""
 
-    @ie.fuse
-    def step_(p, grad, first, second, lr):  # type: ignore[no-untyped-def]
-        first.mul_(0.9).add_(grad, alpha=0.1)
-        second.mul_(0.99).addcmul_(grad, grad, value=0.01)
-        p.addcdiv_(first, second.sqrt() + 1e-8, value=-lr)
+    step_ = ie.fuse(helpers.adam_)
 
     @ie.fuse
     def drop_(x, y):  # type: ignore[no-untyped-def]
@@ -177,7 +172,9 @@ def drawn_in_a_chain(x: torch.Tensor, y: torch.Tensor, run: Callable[..., Any]) 
     return x
 
 
-def test_draws_of_chains_from_memory_of_the_device() -> None:
+@pytest.mark.parametrize("layout", helpers.LAYOUTS)
+@pytest.mark.parametrize("dtype", FLOATS, ids=dtype_name)
+def test_draws_of_chains_from_memory_of_the_device(dtype: torch.dtype, layout: str) -> None:
     """As where a generator of the device draws the seeds: in one pass, and the draws of separate calls."""
 
     def draws_(x, y):  # type: ignore[no-untyped-def]
@@ -186,25 +183,24 @@ def test_draws_of_chains_from_memory_of_the_device() -> None:
 
     chain_ = ie.fuse(draws_)
     lib = emulated.library()
-    for dtype, layout in itertools.product(FLOATS, helpers.LAYOUTS):
-        # Small integers, whose products and sums are exact in every dtype.
-        data = torch.arange(37 * 65).view(37, 65) % 7 + 1
-        x = make((37, 65), dtype, layout, data=data)
-        y = data[0].to(dtype)
-        got = drawn_in_a_chain(x, y, chain_)
-        assert testing.last_path().removeprefix("emulated:") in helpers.DEVICE_PATHS
-        assert torch.equal(got, drawn_in_a_chain(x, y, draws_))
-        (by_value,) = counted_launches(lambda x=x, y=y: drawn_in_a_chain(x, y, chain_))
-        lib.inplace_ext_emulate_seed_in_memory(1)
-        try:
-            (in_memory,) = counted_launches(lambda x=x, y=y: drawn_in_a_chain(x, y, chain_))
-            assert torch.equal(drawn_in_a_chain(x, y, chain_), got)
-            assert torch.equal(drawn_in_a_chain(x, y, draws_), got)
-        finally:
-            lib.inplace_ext_emulate_seed_in_memory(0)
-        if SANITIZER != "thread":
-            # Of each of the two draws a seed and an offset, once for each block.
-            assert in_memory.bytes_read - by_value.bytes_read == by_value.blocks * 2 * 16
+    # Small integers, whose products and sums are exact in every dtype.
+    data = torch.arange(37 * 65).view(37, 65) % 7 + 1
+    x = make((37, 65), dtype, layout, data=data)
+    y = data[0].to(dtype)
+    got = drawn_in_a_chain(x, y, chain_)
+    assert testing.last_path().removeprefix("emulated:") in helpers.DEVICE_PATHS
+    assert torch.equal(got, drawn_in_a_chain(x, y, draws_))
+    (by_value,) = counted_launches(lambda: drawn_in_a_chain(x, y, chain_))
+    lib.inplace_ext_emulate_seed_in_memory(1)
+    try:
+        (in_memory,) = counted_launches(lambda: drawn_in_a_chain(x, y, chain_))
+        assert torch.equal(drawn_in_a_chain(x, y, chain_), got)
+        assert torch.equal(drawn_in_a_chain(x, y, draws_), got)
+    finally:
+        lib.inplace_ext_emulate_seed_in_memory(0)
+    if SANITIZER != "thread":
+        # Of each of the two draws a seed and an offset, once for each block.
+        assert in_memory.bytes_read - by_value.bytes_read == by_value.blocks * 2 * 16
 
 
 @counted

@@ -437,16 +437,13 @@ struct Column {
   }
   template <int Groups, int L, class R>
   IE_DEVICE void store(int64_t at, int lane, const C* score, const R& result) const {
-    int64_t i = at + lane * kGroup;
-    char* to = const_cast<char*>(x) + call.shift + i * call.stride;
+    char* const to = const_cast<char*>(x) + call.shift;
     IE_UNROLL(32)
     for (int k = 0; k < Groups; ++k) {
       IE_UNROLL(32)
       for (int j = 0; j < kGroup; ++j) {
-        if (i < length) store_element<S>(to, result(score[k * kGroup + j]));
-        const int step = j < kGroup - 1 ? 1 : (L - 1) * kGroup + 1;
-        i += step;
-        to += step * call.stride;
+        const int64_t i = at + (k * L + lane) * kGroup + j;
+        if (i < length) store_element<S>(to + i * call.stride, result(score[k * kGroup + j]));
       }
     }
   }
