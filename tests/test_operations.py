@@ -15,6 +15,7 @@ from helpers import (
     BACKENDS,
     CAPABILITIES,
     DTYPES,
+    EMULATED,
     FLOATS,
     HALVES,
     INTS,
@@ -135,6 +136,8 @@ def test_mixed_dtypes(name: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("name", ["masked_fill_", "where_"])
 @pytest.mark.parametrize("dtype", HALVES, ids=dtype_name)
 def test_selection_keeps_the_bits_of_nan(name: str, dtype: torch.dtype) -> None:
+    if EMULATED and dtype in HALVES:
+        pytest.skip("on a device the payload of a NaN in 16 bits may change")
     payload = torch.arange(0x7F81, 0x7FFF, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
     x = payload if dtype == torch.bfloat16 else (bits(payload) | 0x7C00).view(dtype)
     nothing = torch.full(x.shape, name == "where_")
