@@ -17,6 +17,7 @@ from helpers import (
     COMPLEX,
     DENSE,
     DTYPES,
+    EMULATED,
     FLOATS,
     HALVES,
     INTS,
@@ -667,14 +668,17 @@ def test_random_calls() -> None:
         paths[suffix] = paths.get(suffix, 0) + 1
     if CAPABILITIES:
         least = {"loop": 50, "staged": 50, "move": 50, "torch": 50, "blocked": 3}
+        least = {"flat": 50, "across": 50, "strided": 3, "torch": 50} if EMULATED else least
         assert all(paths.get(p, 0) >= n for p, n in least.items()), paths
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=dtype_name)
 def test_negation_flips_the_sign_of_every_nan(dtype: torch.dtype) -> None:
     """In the body and in the tail of the loop, and through a buffer."""
+    if EMULATED and dtype in HALVES:
+        pytest.skip("a device makes all NaN of 16 bits one, as CUDA's conversion does")
     for capability in CAPABILITIES:
-        with testing.use_capability(capability):
+        with backend(capability):
             for n in (1, 31, 67, 300):
                 for x in (
                     torch.full((n,), torch.nan, dtype=dtype),
