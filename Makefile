@@ -66,7 +66,7 @@ sanitize: build  ## run the tests with the C++ under AddressSanitizer and UBSan
 # device's own tests with the sanitizers in the kernels and the emulation. tests/test_softmax.py takes too long on
 # fibers: softmax on the device has its own tests of every length, layout and mask in tests/test_emulated.py.
 EMULATED_TESTS := tests/test_emulated.py tests/test_emulated_faults.py tests/test_emulated_programs.py \
-                  tests/test_emulated_indexing.py tests/test_emulated_own.py
+                  tests/test_emulated_indexing.py tests/test_emulated_own.py tests/test_emulated_layouts.py
 
 emulate: build  ## run the tests of the kernels on the emulated CUDA device
 	INPLACE_EXT_TEST_EMULATED=1 $(BIN)/pytest -q -p no:cacheprovider tests/test_parity.py tests/test_layouts.py \
@@ -85,7 +85,7 @@ emulate-tsan: build  ## run the tests of the emulated device under ThreadSanitiz
 	INPLACE_EXT_EMULATE_SANITIZE=thread LD_PRELOAD="$(strip $(TSAN_LIBS))" \
 	TSAN_OPTIONS=halt_on_error=1:report_mutex_bugs=0:ignore_noninstrumented_modules=1 \
 	OMP_NUM_THREADS=1 setarch -R $(BIN)/pytest -q -p no:cacheprovider --capture=sys $(EMULATED_TESTS) \
-	-k "faults or seed_from or many or test_ways and add_ and float32 or draws_of and float32-contiguous"
+	-k "faults or seed_from or many or test_ways and add_ and float32 or draws_of and float32-contiguous or grid_nor and layouts"
 
 # A second environment, with the CUDA build of torch, and a build in a tree of its own: beside the other one,
 # whose modules are for another torch. No GPU is needed for either. -m would take the package of this folder.

@@ -78,7 +78,7 @@ def _docstring_of_layout(op: Op) -> str:
     moves = op.name in ("reshape_", "contiguous_")
     alias = f" Alias of :func:`{op.alias_of}`." if op.alias_of else ""
     notes = [f"Note: {op.notes[0]}", *(f"    {note}" for note in op.notes[1:])] if op.notes else []
-    source = "own kernels for plain CPU tensors, else torch" if moves else "torch"
+    source = "own kernels for plain CPU and CUDA tensors, else torch" if moves else "torch"
     like = f":func:`{op.like}`, in place" if op.like else f":meth:`torch.Tensor.{op.name}`"
     return (
         "\n".join(

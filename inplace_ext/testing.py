@@ -22,7 +22,8 @@ def last_path() -> str:
     those of any other layout. Of ``contiguous_`` and ``reshape_``, where data moves: ``buffered`` for
     matrices that fit the buffer, ``tiles`` for squares, ``cycles`` for wide blocks, ``strips`` where one side
     is short, ``panels`` for other matrices, ``large_panels`` where no panel fits the buffer, ``gathered``
-    where gaps are closed or all that changes places fits it; of several transpositions, the last.
+    where gaps are closed or all that changes places fits it; of several transpositions, the last. A device
+    goes the same ways but for ``panels``, with shared memory in the buffer's place.
     Of indices: ``index_rows`` for rows that an index moves as a whole, ``index_elements`` for elements that
     go to places of their own, ``columns`` for those of a matrix that no cache holds, whose index says which
     row they go to. Of masks: ``mask_blocks`` for elements

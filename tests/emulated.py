@@ -183,13 +183,6 @@ def launches() -> list[Launch]:
     return [_launch(line) for line in text.splitlines()]
 
 
-def note(seen: set[str]) -> list[Launch]:
-    """The launches since the last call; adds the names of their kernels."""
-    made = launches()
-    seen.update(launch.kernel.split("<")[0] for launch in made)
-    return made
-
-
 def kernels_of(*headers: str) -> set[str]:
     """The names of the kernels of headers of csrc/cuda."""
     text = "".join((ROOT / "csrc" / "cuda" / header).read_text() for header in headers)
@@ -224,3 +217,15 @@ def device(*, processors: int = 2, threads: int = 1024, order: str = "forward") 
 needs_device = pytest.mark.skipif(
     _native.module is None or missing() is not None, reason=missing() or "no compiled module"
 )
+#: Counts come with fibers alone: accesses of real threads have no order to be counted in.
+counted = pytest.mark.skipif(SANITIZER == "thread", reason="threads are not counted")
+
+#: Kernels that a test has run and noted.
+seen: set[str] = set()
+
+
+def note() -> list[Launch]:
+    """The launches since the last call, whose kernels have been seen."""
+    made = launches()
+    seen.update(launch.kernel.split("<")[0] for launch in made)
+    return made

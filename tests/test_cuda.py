@@ -21,7 +21,9 @@ from typing import Any
 
 import helpers
 import pytest
+import test_emulated_layouts as emulated_layouts
 import test_engine
+import test_layout_changes as layouts
 import test_operations
 import test_parity
 import torch
@@ -374,6 +376,95 @@ def test_clipping(order: float) -> None:
     with pytest.raises(RuntimeError, match="non-finite"):
         ie.clip_grad_norm_(device, 1.0, order, error_if_nonfinite=True)
     assert torch.equal(device[1].grad, before)
+
+
+# ---- layouts ----------------------------------------------------------------------------------------------
+
+
+def rearranged(x: torch.Tensor, memory_format: torch.memory_format = torch.contiguous_format) -> None:
+    """Beside the CPU, bit for bit, whatever the elements."""
+    y = on_cuda(x)
+    state = y.data_ptr(), y._version
+    want = x.contiguous(memory_format=memory_format)
+    assert ie.contiguous_(y, memory_format) is y
+    assert (y.data_ptr(), y._version) == (state[0], state[1] + 1) and path().startswith("cuda:")
+    assert y.stride() == want.stride() and torch.equal(layouts.bits(y.cpu()), layouts.bits(want))
+
+
+@gpu
+@pytest.mark.parametrize("way", emulated_layouts.WAYS)
+def test_layout_ways(way: str) -> None:
+    for dtype, sizes, order in emulated_layouts.WAYS[way]:
+        with testing.panels_of(layouts.SMALL):
+            rearranged(layouts.make(sizes, dtype).permute(order))
+            assert path() == f"cuda:{way}", (dtype, sizes, order)
+
+
+@gpu
+@pytest.mark.parametrize("dtype", layouts.DTYPES, ids=dtype_name)
+def test_layouts_of_every_kind(dtype: torch.dtype) -> None:
+    for sizes in ((3, 5, 7, 2, 4), (16, 8, 4, 2, 8), (41, 1, 37, 3, 2)):
+        for order in itertools.permutations(range(5)):
+            x = layouts.make(sizes, dtype).permute(order)
+            if not x.is_contiguous():
+                rearranged(x)
+    for make_view in layouts.GAPS:
+        rearranged(make_view(layouts.make((31, 17, 19), dtype)))
+    rearranged(layouts.make((2, 3, 64, 65), dtype), torch.channels_last)
+    rearranged(layouts.make((2, 3, 9, 8, 7), dtype), torch.channels_last_3d)
+
+
+@gpu
+@pytest.mark.parametrize("sizes", [(4096, 4096), (5000, 3373), (4099, 4091), (3, 5592409), (5592409, 3)])
+def test_memory_beside_a_large_layout(sizes: tuple[int, int]) -> None:
+    x = torch.rand(sizes, device="cuda")
+    x.t_()
+    want = x.contiguous().cpu()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        ie.contiguous_(x)
+        torch.cuda.synchronize()
+    assert torch.cuda.max_memory_allocated() - before < 0.01 * x.nbytes
+    assert sum(event.count for event in profile.key_averages() if "layouts::" in event.key) < 700
+    assert torch.equal(x.cpu(), want)
+
+
+@gpu
+def test_reshape_where_it_must_move() -> None:
+    x = torch.rand(60, 50, 40, device="cuda").permute(2, 0, 1)
+    want, pointer = x.reshape(-1, 100).clone(), x.data_ptr()
+    assert ie.reshape_(x, -1, 100) is x and path().startswith("cuda:")
+    assert x.data_ptr() == pointer and torch.equal(x, want)
+
+
+@gpu
+def test_layouts_wait_for_nothing_and_are_captured() -> None:
+    x = torch.rand(700, 900, device="cuda").t()
+    want, gate = x.clone(memory_format=torch.contiguous_format), torch.cuda.Event()
+    torch.cuda._sleep(200_000_000)
+    gate.record()
+    ie.contiguous_(x)
+    assert not gate.query() and torch.equal(x, want)
+    y = torch.rand(700, 900, device="cuda")
+    first = y.clone()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        ie.contiguous_(y.t_())
+    graph.replay()
+    assert torch.equal(y, first.t())
+
+
+@gpu
+def test_layouts_of_more_than_two_to_the_31_elements() -> None:
+    if torch.cuda.mem_get_info()[0] < 8 * GIB:
+        pytest.skip("needs 8 GiB of device memory")
+    for sizes in ((46400, 46400), (40000, 55000), (3, 5, 1 << 28)):
+        x = torch.randint(0, 256, sizes, dtype=torch.uint8, device="cuda").transpose(0, 1)
+        want = x.cpu().contiguous()
+        ie.contiguous_(x)
+        assert path().startswith("cuda:") and torch.equal(x.cpu(), want)
 
 
 # ---- indexing assignment ----------------------------------------------------------------------------------

@@ -61,6 +61,8 @@ MORE_REGISTERS = [
     (r"draws::dropout_", 64, "two Philox blocks at a time"),
     (r"indexed::", 64, "64-bit places, several accesses of a thread on their way"),
     (r"norms::", 64, "sums in double precision, several packs on their way"),
+    (r"layouts::(turn|swap)_tiles", 64, "shared memory has room for no more blocks"),
+    (r"layouts::(copy_blocks|move_cycles|save_marks)", 64, "four packs on their way in each thread"),
 ]
 
 
@@ -196,6 +198,8 @@ def test_packs_are_moved_at_once(compiled: Compiled, access: str) -> None:
             r"indexed::(put_(lines|mask)<16, true|add_lines<(float, 4|double, 2|half_t, 8|unsigned char, 16))"
         )
         if re.match(f"{packs}|{rows}", name):
+            assert wide.search(text), name
+        if re.match(r"layouts::\w+<16>", name):  # the words of blocks
             assert wide.search(text), name
 
 

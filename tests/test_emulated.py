@@ -13,7 +13,7 @@ import pytest
 import test_dropout
 import test_softmax
 import torch
-from emulated import SANITIZER, SECTOR, device, launches
+from emulated import SANITIZER, SECTOR, counted, device, launches, note, seen
 from helpers import FLOATS, LAYOUTS, clone_strided, dtype_name, make, matches, same_bits
 
 import inplace_ext as ie
@@ -22,11 +22,6 @@ from inplace_ext import testing
 pytestmark = emulated.needs_device
 INF, NAN = float("inf"), float("nan")
 every_dtype = pytest.mark.parametrize("dtype", FLOATS, ids=dtype_name)
-#: Counts come with fibers alone: accesses of real threads have no order to be counted in.
-counted = pytest.mark.skipif(SANITIZER == "thread", reason="threads are not counted")
-
-#: Kernels that a test of this module has run.
-seen: set[str] = set()
 
 
 @pytest.fixture(autouse=True)
@@ -34,10 +29,6 @@ def note_kernels() -> Iterator[None]:
     launches()
     yield
     note()
-
-
-def note() -> list[emulated.Launch]:
-    return emulated.note(seen)
 
 
 def wide(dtype: torch.dtype) -> bool:

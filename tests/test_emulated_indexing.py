@@ -13,7 +13,7 @@ import helpers
 import pytest
 import test_indexing
 import torch
-from emulated import SANITIZER, SECTOR, device, launches
+from emulated import SANITIZER, SECTOR, counted, device, launches, note, seen
 from helpers import FLOATS, LAYOUTS, dtype_name, make, same_bits
 from hypothesis import given, settings
 from test_indexing import INDICES, added, assignments, index_of, mask_of
@@ -25,13 +25,9 @@ pytestmark = [
     emulated.needs_device,
     pytest.mark.filterwarnings("ignore:Use of index_put_ on expanded"),
 ]
-counted = pytest.mark.skipif(SANITIZER == "thread", reason="threads are not counted")
 #: One of each size, and both kinds of arithmetic.
 SOME = [torch.float32, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
 some_dtypes = pytest.mark.parametrize("dtype", SOME, ids=dtype_name)
-
-#: Kernels that a test of this module has run.
-seen: set[str] = set()
 
 
 @pytest.fixture(autouse=True)
@@ -44,10 +40,6 @@ def on_the_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with device():
         yield
     note()
-
-
-def note() -> list[emulated.Launch]:
-    return emulated.note(seen)
 
 
 # ---- values -----------------------------------------------------------------------------------------------

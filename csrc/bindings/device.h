@@ -22,10 +22,13 @@ extern std::array<const CudaOperation*, kMaxAdded> cuda_operations;
 inline bool on_device(const at::Tensor& t) {
   return t.is_cuda();
 }
+// Those of the emulated device while it stands for the CPU, else null.
+inline const CudaKernels* active_emulation() {
+  return active_kernels->put_indexed == nullptr ? emulated_kernels : nullptr;
+}
 // The kernels of the device that x is on, emulated or not; null where it is for those of the CPU.
 inline const CudaKernels* device_kernels(const at::Tensor& x) {
-  if (on_device(x)) return cuda_kernels;
-  return active_kernels->put_indexed == nullptr ? emulated_kernels : nullptr;
+  return on_device(x) ? cuda_kernels : active_emulation();
 }
 inline bool same_device(const at::Tensor& a, const at::Tensor& b) {
   return a.device() == b.device();

@@ -4,8 +4,12 @@
 #include <c10/util/strides.h>
 
 #include <algorithm>
+#include <memory>
+#include <optional>
 #include <stdexcept>
 
+#include "device.h"
+#include "libraries.h"
 #include "overlap.h"
 #include "parallel.h"
 #include "tensors.h"
@@ -108,12 +112,39 @@ Gather gather_of(const Layout& layout, const std::vector<int>& order, size_t fir
   return g;
 }
 
+// Of data of so many bytes, on the device that is to be launched to, if any.
+std::unique_ptr<Transposer> transposer_for(int64_t bytes, const at::TensorOptions& options,
+                                           const std::optional<Launch>& launch) {
+  if (launch) {
+    return std::make_unique<DeviceTransposer>(*cuda_kernels, launch->device(), launch->stream(), bytes,
+                                              options);
+  }
+  if (const CudaKernels* const emulated = active_emulation()) {
+    Device device{};
+    emulated->device(0, device);
+    return std::make_unique<DeviceTransposer>(*emulated, device, nullptr, bytes, options);
+  }
+  return std::make_unique<HostTransposer>(*active_kernels);
+}
+
+// A device reads no element that is not aligned, and its kernels count the blocks of a matrix in 32 bits.
+bool fits_device(const at::Tensor& x) {
+  const auto item = static_cast<uintptr_t>(x.element_size());
+  return reinterpret_cast<uintptr_t>(x.const_data_ptr()) % std::min<uintptr_t>(item, 8) == 0 &&
+         x.nbytes() / cuda::kWholeBytes <= UINT32_MAX;
+}
+
 } // namespace
+
+int64_t scratch_bytes(int64_t batch, int64_t rows, int64_t columns, int64_t bytes) {
+  const Swap swap{batch, rows, columns, bytes};
+  return transposer_for(batch * swap.matrix_bytes(), {}, {})->scratch_bytes(swap);
+}
 
 bool rearrange(const at::Tensor& x, bool channels_last) {
   const int64_t item = static_cast<int64_t>(x.element_size());
-  if (active_kernels == nullptr || !x.is_cpu() || x.dim() >= kMaxDims || item > 16 ||
-      (item & (item - 1)) != 0)
+  if (active_kernels == nullptr || x.dim() >= kMaxDims || item > 16 || (item & (item - 1)) != 0 ||
+      ((on_device(x) || active_emulation() != nullptr) && !fits_device(x)))
     return false;
   std::vector<int64_t> strides;
   if (channels_last) {
@@ -135,13 +166,16 @@ bool rearrange(const at::Tensor& x, bool channels_last) {
         "set_sizes_and_strides is not allowed on a Tensor created from .data or .detach()");
   const size_t first = layout.first_moved();
   const bool gaps = layout.has_gaps(), moves = first < layout.order.size();
-  LastPath taken{Taken::native, Path::gathered};
+  LastPath taken{on_device(x) ? Taken::device : Taken::native, Path::gathered};
   if (x.numel() > 0 && (gaps || moves)) {
     std::vector<int> lying(layout.dims.size());
     for (size_t d = 0; d < lying.size(); ++d) lying[d] = static_cast<int>(d);
     const Layout joined = merged(layout);
+    std::optional<Launch> launch;
+    if (on_device(x)) launch.emplace(x);
+    const auto transposer = transposer_for(layout.bytes(0), x.options(), launch);
     // At once where what changes places fits the buffer; of two dims a transposition does that better.
-    const bool at_once = (gaps || joined.moved() > 2) && layout.bytes(first) <= panel_bytes;
+    const bool at_once = (gaps || joined.moved() > 2) && layout.bytes(first) <= transposer->panel();
     Gather gather;
     std::vector<Swap> swaps;
     if (at_once) {
@@ -151,20 +185,19 @@ bool rearrange(const at::Tensor& x, bool channels_last) {
       if (moves) {
         std::vector<int64_t> sizes;
         for (const Dim& d : joined.dims) sizes.push_back(d.size);
-        swaps = plan_swaps(sizes, joined.order, item);
+        swaps = transposer->plan_swaps(sizes, joined.order, item);
       }
     }
-    Transposer transposer(*active_kernels);
     char* const data = static_cast<char*>(x.mutable_data_ptr());
     PyThreadState* const state = PyGILState_Check() ? PyEval_SaveThread() : nullptr;
     try {
-      transposer.run(data, at_once || gaps ? &gather : nullptr, swaps, item);
+      transposer->run(data, at_once || gaps ? &gather : nullptr, swaps, item);
     } catch (...) {
       if (state != nullptr) PyEval_RestoreThread(state);
       throw;
     }
     if (state != nullptr) PyEval_RestoreThread(state);
-    taken.path = transposer.path();
+    taken.path = transposer->path();
   }
   last_path = taken;
   impl->set_sizes_and_strides(x.sizes().vec(), strides);

@@ -9,4 +9,7 @@ namespace inplace_ext {
 // throws where elements of x share memory. Who else reads the storage is the caller's affair.
 bool rearrange(const at::Tensor& x, bool channels_last);
 
+// The memory that it takes to transpose matrices of blocks of so many bytes.
+int64_t scratch_bytes(int64_t batch, int64_t rows, int64_t columns, int64_t bytes);
+
 } // namespace inplace_ext

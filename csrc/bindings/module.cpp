@@ -299,15 +299,12 @@ PYBIND11_MODULE(_C, m) {
         const c10::AutoGradMode no_grad(false);
         if (!functions_enabled() || !no_modes()) return false;
         const at::Tensor* const x = plain_tensor(object.ptr());
-        return x != nullptr && x->is_cpu() && active_kernels->turn != nullptr && rearrange(*x, channels_last);
+        return x != nullptr && rearrange(*x, channels_last);
       },
       "Gives a plain tensor the strides of a memory format, where its data lies; False where it does not.");
-  m.def(
-      "scratch_bytes",
-      [](int64_t batch, int64_t rows, int64_t columns, int64_t bytes) {
-        return Transposer(*active_kernels).scratch_bytes({batch, rows, columns, bytes});
-      },
-      "The memory that matrices of blocks of so many bytes need beside them to be transposed.");
+  m.def("scratch_bytes", scratch_bytes, py::arg("batch"), py::arg("rows"), py::arg("columns"),
+        py::arg("bytes"),
+        "The memory that matrices of blocks of so many bytes need beside them to be transposed.");
   m.def(
       "set_panel_bytes",
       [](int64_t bytes) {

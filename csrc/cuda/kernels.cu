@@ -4,6 +4,7 @@
 #include "interpret.h"
 #include "norm.cuh"
 #include "softmax.cuh"
+#include "transpose.cuh"
 
 namespace inplace_ext::cuda {
 INPLACE_EXT_FLOATING_INTERPRETERS(INPLACE_EXT_ELSEWHERE)
@@ -71,6 +72,15 @@ int put_masked(const Masked& call, uint64_t bits, int64_t available, bool exactl
                const Device& device, void* stream) {
   return cuda::put_masked(call, bits, available, exactly, counts, device, stream_of(stream));
 }
+int turn(const cuda::Turns& turns, const Device& device, void* stream) {
+  return cuda::turn(turns, device, stream_of(stream));
+}
+int swap_squares(const cuda::Matrices& squares, const Device& device, void* stream) {
+  return cuda::swap_squares(squares, device, stream_of(stream));
+}
+int move_cycles(const cuda::Matrices& matrices, int shift, void* saved, const Device& device, void* stream) {
+  return cuda::move_cycles(matrices, shift, saved, device, stream_of(stream));
+}
 
 } // namespace
 } // namespace inplace_ext
@@ -78,15 +88,27 @@ int put_masked(const Masked& call, uint64_t bits, int64_t available, bool exactl
 extern "C" __attribute__((visibility("default"))) const inplace_ext::CudaKernels* inplace_ext_cuda_kernels() {
   using namespace inplace_ext;
   static const CudaKernels kernels = {
-      kCudaAbiVersion, table_fingerprint(),
-      CUDART_VERSION,  INPLACE_EXT_ARCHITECTURES,
-      message,         properties,
-      cuda::serves,    run,
-      run_list,        softmax,
-      dropout,         cuda::norm_parts_of,
-      norm_parts,      norm_final,
-      scale_by,        check_indices,
-      put_indexed,     put_masked,
+      kCudaAbiVersion,
+      table_fingerprint(),
+      CUDART_VERSION,
+      INPLACE_EXT_ARCHITECTURES,
+      message,
+      properties,
+      cuda::serves,
+      run,
+      run_list,
+      softmax,
+      dropout,
+      cuda::norm_parts_of,
+      norm_parts,
+      norm_final,
+      scale_by,
+      check_indices,
+      put_indexed,
+      put_masked,
+      turn,
+      swap_squares,
+      move_cycles,
   };
   return &kernels;
 }

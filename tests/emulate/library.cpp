@@ -5,6 +5,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "control.h"
@@ -13,6 +14,7 @@
 #include "norm.cuh"
 #include "programs.h"
 #include "softmax.cuh"
+#include "transpose.cuh"
 
 namespace inplace_ext {
 
@@ -193,6 +195,53 @@ int put_masked(const Masked& call, uint64_t bits, int64_t available, bool exactl
   return cuda::put_masked(call, bits, available, exactly, counts, device, nullptr);
 }
 
+// What the bindings ask of a device itself, on one that has these kernels only. Of each launch the memory is
+// known to which it may go: rows of so many bytes, `pitch` apart.
+int properties(int, Device& out) {
+  out = device;
+  return 0;
+}
+int run_on_space(const Program& program, const Space& space, const Device&, void*, Path& path) {
+  path = run_program(program, space, 0, space.numel());
+  return 0;
+}
+void allow_rows(const char* data, int64_t rows, int64_t pitch, int64_t bytes, int item, bool writable) {
+  if (pitch == bytes) bytes *= std::exchange(rows, 1);
+  for (int64_t i = 0; i < rows; ++i) emulate::allow(data + i * pitch, bytes, item, writable);
+}
+int turn(const cuda::Turns& turns, const Device& of, void*) {
+  const Memory memory;
+  const Turn& t = turns.each;
+  const int item =
+      cuda::word_of(t.bytes | t.from_stride | t.to_stride | turns.from_step | turns.to_step, t.from, t.to);
+  for (int64_t i = 0; i < turns.batch; ++i) {
+    allow_rows(t.from + i * turns.from_step, t.rows, t.from_stride, t.columns * t.bytes, item,
+               t.from == t.to);
+    if (t.from != t.to)
+      allow_rows(t.to + i * turns.to_step, t.columns, t.to_stride, t.rows * t.bytes, item, true);
+  }
+  return cuda::turn(turns, of, nullptr);
+}
+void allow_all(const cuda::Matrices& m, int item) {
+  emulate::allow(m.first.data, m.batch * m.first.rows * m.first.columns * m.first.bytes, item, true);
+}
+int swap_squares(const cuda::Matrices& squares, const Device& of, void*) {
+  const Memory memory;
+  allow_all(squares, cuda::word_of(squares.first.bytes, squares.first.data, nullptr));
+  return cuda::swap_squares(squares, of, nullptr);
+}
+int move_cycles(const cuda::Matrices& matrices, int shift, void* saved, const Device& of, void*) {
+  const Memory memory;
+  const Matrix& m = matrices.first;
+  const int item = cuda::word_of(m.bytes, m.data, saved);
+  allow_all(matrices, item);
+  if (shift != 0) {
+    const int64_t marks = ((m.rows * m.columns - 1) >> shift) + 1;
+    emulate::allow(saved, matrices.batch * marks * m.bytes, item, true);
+  }
+  return cuda::move_cycles(matrices, shift, saved, of, nullptr);
+}
+
 // Without loops and fills: everything elementwise is a program. Of operations that were added what stands
 // here tells that there are kernels, and is not called.
 LoopFn loops[kOpCodes][kDTypes][kLoopVariants] = {};
@@ -221,10 +270,16 @@ __attribute__((visibility("default"))) const inplace_ext::CudaKernels* inplace_e
     CudaKernels table{};
     table.abi = kCudaAbiVersion;
     table.table = table_fingerprint();
+    table.architectures = "";
     table.message = [](int) { return "emulated"; };
+    table.device = properties;
+    table.run = run_on_space;
     table.check_indices = check_indices;
     table.put_indexed = put_indexed;
     table.put_masked = put_masked;
+    table.turn = turn;
+    table.swap_squares = swap_squares;
+    table.move_cycles = move_cycles;
     return table;
   }();
   return &kernels;
@@ -269,6 +324,21 @@ __attribute__((visibility("default"))) int inplace_ext_emulate_clip(char** data,
   } catch (const std::exception& error) {
     std::snprintf(message, static_cast<size_t>(size), "%s", error.what());
     return 1;
+  }
+}
+// The pieces into which the cycles of a transposition are cut: how many, the places of all of them, and those
+// of the longest.
+__attribute__((visibility("default"))) void inplace_ext_emulate_pieces(int64_t rows, int64_t columns,
+                                                                       int shift, int64_t* out) {
+  using namespace inplace_ext;
+  cuda::layouts::Cycles c{};
+  c.rows = static_cast<uint32_t>(rows), c.columns = static_cast<uint32_t>(columns), c.shift = shift;
+  std::fill_n(out, 3, 0);
+  for (uint32_t first = 0; first < c.blocks(); ++first) {
+    if (!c.starts(first)) continue;
+    int64_t places = 1;
+    for (uint32_t p = c.source(first); p != first && !c.is_mark(p); p = c.source(p)) ++places;
+    ++out[0], out[1] += places, out[2] = std::max(out[2], places);
   }
 }
 // The launches since the last call, a line each, columns apart by tabs.

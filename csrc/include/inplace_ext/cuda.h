@@ -75,6 +75,35 @@ inline bool counts_mask(const Masked& call) {
   return call.put == Put::copy && call.source_step != 0;
 }
 
+// The same turn of each of `batch` matrices, so many bytes apart, which are whole blocks. `to` may be `from`,
+// without gaps and with the same steps, where a block of threads holds a matrix.
+struct Turns {
+  Turn each;
+  int64_t batch, to_step, from_step;
+};
+// Matrices one behind the other.
+struct Matrices {
+  Matrix first;
+  int64_t batch;
+};
+// Blocks of so many bytes are moved as a whole, two sectors or nearly so: with larger ones cut, prime sides
+// leave too much over.
+constexpr int64_t kWholeBytes = 48;
+// The bytes, up to 16, by which something of this size at these places can be moved.
+inline int word_of(int64_t bytes, const void* a, const void* b) {
+  const uint64_t bits =
+      static_cast<uint64_t>(bytes) | reinterpret_cast<uint64_t>(a) | reinterpret_cast<uint64_t>(b) | 16;
+  return static_cast<int>(bits & (~bits + 1));
+}
+// The shared memory of a block of threads, as much as every device has, and whether it holds a matrix, whose
+// words have four bytes at least there.
+constexpr int64_t kHeldBytes = 48 << 10;
+inline bool holds(const Matrix& m) {
+  const int word = word_of(m.bytes, m.data, nullptr);
+  const int64_t line = m.columns * (m.bytes / word) | 1;
+  return m.rows <= kHeldBytes / (line * (word < 4 ? 4 : word));
+}
+
 } // namespace cuda
 
 // Every launch goes to the stream, a cudaStream_t of the current device, and waits for nothing. What comes
@@ -109,6 +138,12 @@ struct CudaKernels {
   // source's parts for `available` elements are too few, or with `exactly` another number.
   int (*put_masked)(const Masked&, uint64_t bits, int64_t available, bool exactly, int64_t* counts,
                     const Device&, void* stream);
+  // Layouts, of matrices with elements: turned; squares of less than kWholeBytes a block transposed in place;
+  // any matrices of at most 2^32 - 1 blocks transposed along their cycles. Of these one block in each 2^shift
+  // is kept in `saved` meanwhile; none where the shift is 0.
+  int (*turn)(const cuda::Turns&, const Device&, void* stream);
+  int (*swap_squares)(const cuda::Matrices&, const Device&, void* stream);
+  int (*move_cycles)(const cuda::Matrices&, int shift, void* saved, const Device&, void* stream);
 };
 
 // What a library of one operation of one's own exports: the interpreters, with that operation beside the
