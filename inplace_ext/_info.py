@@ -56,7 +56,7 @@ class Info:
 
 
 #: What there are CUDA kernels for.
-CUDA_SERVES = "elementwise operations, fuse, softmax, dropout, clip_grad_norm_"
+CUDA_SERVES = "elementwise operations, fuse, softmax, dropout, clip_grad_norm_, indexing assignment, layouts"
 
 
 def _flags(cuda: bool) -> dict[str, str]:

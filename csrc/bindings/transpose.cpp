@@ -134,8 +134,8 @@ int64_t Transposer::move_of(const Gather& g, int64_t item, Program& move, Space&
   move.stage[0] = {kLoad, Operand::tensor, Operand::none, 1, 0, 0};
   move.stage[1] = {kStore, Operand::tensor, Operand::none, 0, 0, 0};
   space.tensors = 2;
-  space.tensor[0] = {nullptr, dtype, true, {}};
-  space.tensor[1] = {nullptr, dtype, false, {}};
+  space.tensor[0] = {nullptr, dtype, true, {}, nullptr};
+  space.tensor[1] = {nullptr, dtype, false, {}, nullptr};
   int64_t step = item_size(dtype);
   const auto add = [&](int64_t size, int64_t from_step) {
     space.size[space.dims] = size;

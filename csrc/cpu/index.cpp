@@ -192,9 +192,7 @@ IE_INLINE void for_elements(const Indexed& call, const Line& line, F f) {
   };
   const auto put = [&](auto count) __attribute__((always_inline)) {
     char* to[count];
-#pragma GCC unroll 4
     for (int k = 0; k < count; ++k) to[k] = place(k);
-#pragma GCC unroll 4
     for (int k = 0; k < count; ++k) f(to[k], source + k * source_step);
     x += count * step, source += count * source_step, p += count * index_step;
   };
