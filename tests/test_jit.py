@@ -746,7 +746,7 @@ _toolchain.build_kernels = lambda name, **how: _native.library(name)  # the CPU'
 assert ie.info().cuda_kernels is None and ie.info().backends["cuda"] == "torch"
 info = ie.jit.load(cuda=True)
 assert info.cuda == torch.version.cuda and info.cuda_architectures == ["8.0"] and info.cuda_reason is None
-assert info.backends["cuda"] == "own kernels"
+assert info.backends["cuda"].startswith("own kernels")
 module = _native.module
 assert all(map(module.cuda_serves, module.build_info()["operations"]))
 
