@@ -67,6 +67,28 @@ WORK: Sequence[tuple[str, tuple[str, str, int | None, Sequence[str] | None], Seq
     ),
     ("`dropout_`, 16 elements", ("overhead", "dropout_", 16, None), (TORCH,)),
     ("`dropout_`, 16 Mi", ("dropout", "dropout_", _MI16, ["contiguous"]), (TORCH, COMPILE)),
+    (
+        "`x[mask] = number`, 16 Mi, half of it",
+        ("indexing", "x[...] = values", _MI16, ["a mask, p=0.5, a number"]),
+        (TORCH,),
+    ),
+    ("`index_copy_` of rows of 256", ("indexing", "index_copy_", None, ["rows of 256"]), (TORCH,)),
+    ("`index_add_` of rows of 256", ("indexing", "index_add_", None, ["rows of 256"]), (TORCH,)),
+    (
+        "`scatter_`, 4096 x 1024, along either dim",
+        ("indexing", "scatter_", None, ["dim 0", "dim 1"]),
+        (TORCH,),
+    ),
+    (
+        "`contiguous_`, a transpose of 4096 x 4096",
+        ("rearrange", "contiguous_", None, ["4096 x 4096"]),
+        (TORCH,),
+    ),
+    (
+        "`contiguous_`, a transpose of 5000 x 3001",
+        ("rearrange", "contiguous_", None, ["5000 x 3001"]),
+        (TORCH,),
+    ),
 )
 _NAMES = {
     TORCH: "torch",
