@@ -153,9 +153,13 @@ int64_t near_places(const Indexed& call) {
   return moves_on && bytes <= std::min(kNear, 2 * call.size[0] * item_size(call.dtype)) ? bytes : 0;
 }
 
-// Calls f(destination, source) for the points of dim d of a line that are this thread's.
+// Calls f(destination, source) for the points of dim d of a line that are this thread's, of `bytes` in x
+// each: stores alone would wait for every line of a row.
 template <class F>
-IE_INLINE void for_points(const Indexed& call, const Line& line, int d, int64_t begin, int64_t end, F f) {
+IE_INLINE void for_points(const Indexed& call, const Line& line, int d, int64_t bytes, int64_t begin,
+                          int64_t end, F f) {
+  const int64_t ahead = std::clamp<int64_t>(kStreamAhead / bytes, 1, kAhead);
+  const int64_t fetched = std::min(bytes, kStreamAhead);
   const bool some = shares_places(call, begin, end);
   int64_t offset[kPoints];
   int32_t chosen[kPoints];
@@ -166,9 +170,9 @@ IE_INLINE void for_points(const Indexed& call, const Line& line, int d, int64_t 
     const int64_t count = some ? choose(call, line, d, first, n, begin, end, chosen) : n;
     for (int64_t j = 0; j < count; ++j) {
       const int64_t i = some ? chosen[j] : j;
-      if (j + kAhead < count) {
-        const int64_t next = some ? chosen[j + kAhead] : j + kAhead;
-        __builtin_prefetch(line.data + offset[next], 1);
+      if (j + ahead < count) {
+        const int64_t next = some ? chosen[j + ahead] : j + ahead;
+        for (int64_t b = 0; b < fetched; b += kLineBytes) __builtin_prefetch(line.data + offset[next] + b, 1);
       }
       f(line.data + offset[i], source + i * call.source_step[d]);
     }
@@ -252,7 +256,7 @@ void put_elements(const Indexed& call, int64_t begin, int64_t end) {
   const auto run = [&](auto put) {
     for_lines(call, 1, [&](const Line& line) {
       if (!simple) {
-        for_points(call, line, 0, begin, end, put);
+        for_points(call, line, 0, item_size(call.dtype), begin, end, put);
       } else if (call.index[0].wide) {
         for_elements<int64_t>(call, line, put);
       } else {
@@ -371,8 +375,11 @@ class RowAdder {
 };
 
 void put_rows(const Indexed& call, int64_t begin, int64_t end) {
+  // In bytes; of rows that are read by the addition itself, but for 16-bit floats, the first line is enough.
+  const bool reads = call.put == Put::add && item_size(call.dtype) >= 4;
+  const int64_t row = reads ? kLineBytes : call.size[0] * call.step[0];
   const auto run = [&](auto put) {
-    for_lines(call, 2, [&](const Line& line) { for_points(call, line, 1, begin, end, put); });
+    for_lines(call, 2, [&](const Line& line) { for_points(call, line, 1, row, begin, end, put); });
   };
   const int64_t item = item_size(call.dtype), n = call.size[0], step = call.step[0];
   const int64_t source_step = call.source_step[0], bytes = n * item;
