@@ -66,28 +66,28 @@ void run_on_device(const Program& program, const Space& space, const at::Tensor&
   launch.check(with_kernels_of(program, [&](const auto& kernels) {
     return kernels.run(program, space, launch.device(), launch.stream(), path);
   }));
-  last_path = {Taken::device, path};
+  launch.took(path);
 }
 
 void run_list_on_device(const cuda::List& list, const at::Tensor& x) {
   const Launch launch(x);
   launch.check(with_kernels_of(*list.program,
                                [&](const auto& kernels) { return kernels.run_list(list, launch.stream()); }));
-  last_path = {Taken::device, Path::listed};
+  launch.took(Path::listed);
 }
 
 void softmax_on_device(const Softmax& call, const at::Tensor& x) {
   const Launch launch(x);
   Path path = Path::rows;
   launch.check(cuda_kernels->softmax(call, launch.device(), launch.stream(), path));
-  last_path = {Taken::device, path};
+  launch.took(path);
 }
 
 void dropout_on_device(const Dropout& call, const at::Tensor& x) {
   const Launch launch(x);
   Path path = Path::draws;
   launch.check(cuda_kernels->dropout(call, launch.device(), launch.stream(), path));
-  last_path = {Taken::device, path};
+  launch.took(path);
 }
 
 namespace {
@@ -216,7 +216,7 @@ at::Tensor clip_on_device(const std::vector<at::Tensor>& tensors, double order, 
     launch.check(
         cuda_kernels->scale_by(list, dtype, factor.const_data_ptr(), launch.device(), launch.stream()));
   }
-  last_path = {Taken::device, Path::listed};
+  launch.took(Path::listed);
   return total;
 }
 

@@ -22,15 +22,15 @@ bool streams = true;
 
 template <class Table>
 const Table& open_library(const std::string& path, const char* symbol, uint32_t abi = kAbiVersion,
-                          void** handle = nullptr) {
+                          void** handle = nullptr, const std::string& what = "load_kernels: ") {
   void* const library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
-  if (library == nullptr) throw std::runtime_error(std::string("load_kernels: ") + dlerror());
+  if (library == nullptr) throw std::runtime_error(what + dlerror());
   if (handle != nullptr) *handle = library;
   const auto entry = reinterpret_cast<const Table* (*)()>(dlsym(library, symbol));
-  if (entry == nullptr) throw std::runtime_error("load_kernels: " + path + " is no kernel library");
+  if (entry == nullptr) throw std::runtime_error(what + path + " is no kernel library");
   const Table* const table = entry();
   if (table->abi != abi || table->table != table_fingerprint()) {
-    throw std::runtime_error("load_kernels: " + path + " is of another build; install the package again");
+    throw std::runtime_error(what + path + " is of another build; install the package again");
   }
   return *table;
 }
@@ -50,6 +50,13 @@ std::string load_kernels(const std::string& path) {
   if (streaming_kernels == known) streaming_kernels = &kernels;
   known = &kernels;
   return kernels.capability;
+}
+
+std::pair<int, std::string> load_cuda_kernels(const std::string& path) {
+  const auto& kernels = open_library<CudaKernels>(path, "inplace_ext_cuda_kernels", kCudaAbiVersion, nullptr,
+                                                  "load_cuda_kernels: ");
+  cuda_kernels = &kernels;
+  return {kernels.toolkit, kernels.architectures};
 }
 
 void use_capability(const std::string& name) {

@@ -3,6 +3,7 @@
 #include <Python.h>
 
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "tensors.h"
@@ -12,6 +13,8 @@ namespace inplace_ext {
 // Loads the kernels of an instruction set; returns its name. Those that were loaded before are replaced, and
 // the operations that were added stay.
 std::string load_kernels(const std::string& path);
+// Loads the library of the device's kernels; says of which toolkit they are and of which architectures.
+std::pair<int, std::string> load_cuda_kernels(const std::string& path);
 void use_capability(const std::string& name);
 // Whether what is bound by memory may be left to kernels of a narrower instruction set; true at first.
 void let_stream(bool streams);

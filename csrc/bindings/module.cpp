@@ -1,6 +1,5 @@
 // The compiled module inplace_ext._C.
 #include <ATen/core/grad_mode.h>
-#include <dlfcn.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/autograd/python_variable.h>
@@ -23,42 +22,23 @@ namespace py = pybind11;
 namespace inplace_ext {
 namespace {
 
-// Loads the library of the device's kernels; says of which toolkit they are and of which architectures.
-std::pair<int, std::string> load_cuda_kernels(const std::string& path) {
-  void* const library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
-  if (library == nullptr) throw std::runtime_error(std::string("load_cuda_kernels: ") + dlerror());
-  using Entry = const CudaKernels* (*)();
-  const auto entry = reinterpret_cast<Entry>(dlsym(library, "inplace_ext_cuda_kernels"));
-  if (entry == nullptr) throw std::runtime_error("load_cuda_kernels: " + path + " is no kernel library");
-  const CudaKernels* const kernels = entry();
-  if (kernels->abi != kCudaAbiVersion || kernels->table != table_fingerprint()) {
-    throw std::runtime_error("load_cuda_kernels: " + path +
-                             " is of another build; install the package again");
-  }
-  cuda_kernels = kernels;
-  return {kernels->toolkit, kernels->architectures};
-}
-
 // Whether the device's kernels have an operation of the table in each compute type that it has.
 bool cuda_serves(const std::string& name) {
-  if (cuda_kernels == nullptr) return false;
-  for (int op = 0; op < kOps; ++op) {
-    if (name != kOpInfo[op].name) continue;
-    for (int t = 0; t < kDTypes; ++t) {
-      const auto dtype = static_cast<DType>(t);
-      Program program;
-      program.compute = compute_dtype(dtype);
-      if (!has_form(kOpInfo[op].types, program.compute)) continue;
-      program.stages = 3;
-      program.stage[0] = {kLoad, Operand::tensor, Operand::none, 0, 0, 0};
-      program.stage[1] = {static_cast<uint16_t>(op), Operand::scalar, Operand::scalar, 0, 1, 2};
-      program.stage[2] = {kStore, Operand::tensor, Operand::none, 0, 0, 0};
-      program.scalar[0] = program.scalar[1] = program.scalar[2] = {};
-      if (!cuda_kernels->serves(program, &dtype, 1)) return false;
-    }
-    return true;
+  const int op = code_named(name);
+  if (cuda_kernels == nullptr || op < 0) return false;
+  for (int t = 0; t < kDTypes; ++t) {
+    const auto dtype = static_cast<DType>(t);
+    Program program;
+    program.compute = compute_dtype(dtype);
+    if (!has_form(kOpInfo[op].types, program.compute)) continue;
+    program.stages = 3;
+    program.stage[0] = {kLoad, Operand::tensor, Operand::none, 0, 0, 0};
+    program.stage[1] = {static_cast<uint16_t>(op), Operand::scalar, Operand::scalar, 0, 1, 2};
+    program.stage[2] = {kStore, Operand::tensor, Operand::none, 0, 0, 0};
+    program.scalar[0] = program.scalar[1] = program.scalar[2] = {};
+    if (!cuda_kernels->serves(program, &dtype, 1)) return false;
   }
-  return false;
+  return true;
 }
 
 std::string path_name() {
