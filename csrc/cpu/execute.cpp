@@ -65,10 +65,12 @@ constexpr int64_t kDrawn = 512;
 constexpr int kMaxItem = 8;
 // How far ahead elements with gaps between them are fetched, in bytes.
 constexpr int64_t kNearAhead = 2048;
-// And of a chain, memory that is only written, since a store that misses the caches asks for its line and
-// nothing does before; and what is read, where that is one tensor: with two or more the processor's own
-// prefetching does better (measured on an Intel processor with AVX-512).
+// And memory that is only written, since a store that misses the caches asks for its line and nothing does
+// before. (Chains ask for all of theirs with each tile.)
 constexpr int64_t kPieceAhead = 4096;
+// The bytes of a tensor from which on a chain does so, since what the second-level cache may hold needs none;
+// and of a row, where what follows it is not the next one.
+constexpr int64_t kStreamedBytes = 1 << 20, kStreamedRow = 1 << 14;
 // Memory that a piece of elements with gaps between them spans, unless it holds fewer than so many.
 constexpr int64_t kStridedBytes = 4096, kMinStrided = 128;
 
@@ -544,7 +546,9 @@ class Executor {
     if (single_ && !choose_loop()) single_ = false; // no plain loop of this type: a chain of one
     if (!single_ && !move_) {
       for (int t = 0; t < space_.tensors; ++t) {
-        const bool direct = !as_operand[t] && stages.load[static_cast<int>(slot_[t].want)] != nullptr;
+        const int d = static_cast<int>(slot_[t].want);
+        const bool direct =
+            !as_operand[t] && stages.load[d] != nullptr && (!written[t] || stages.store[d] != nullptr);
         if (!direct) slot_[t].want = p.compute;
       }
     }
@@ -602,7 +606,6 @@ class Executor {
     const bool worth_a_call = row >= worth;
     by_row_ = !plain_ && (blocked_ || space_.dims == 1 || (!repeats && worth_a_call));
     staged_ = gathers_ = false;
-    streams_ = 0;
     int repeated_item = 0;
     for (int t = 0; t < space_.tensors; ++t) {
       Slot& s = slot_[t];
@@ -628,7 +631,6 @@ class Executor {
       } else if (s.kind == Kind::direct && ahead_of_ < 0) {
         ahead_of_ = t;
       }
-      streams_ += s.kind == Kind::direct && s.read;
       staged_ |= s.kind == Kind::staged || s.kind == Kind::periodic;
     }
     if (repeated_item == 0 || (ahead_of_ >= 0 && slot_[ahead_of_].item != repeated_item)) ahead_of_ = -1;
@@ -777,7 +779,19 @@ class Executor {
     linked_[p.stages].fn = table.end;
     tile_ = table.tile;
     run_tiles_ = table.run_tiles;
+    tile_state_.streams = 0;
+    for (int t = 0; t < space_.tensors; ++t) {
+      if (!is_streamed(slot_[t])) continue;
+      tile_state_.stream[tile_state_.streams] = static_cast<uint8_t>(t);
+      tile_state_.stream_item[tile_state_.streams++] = static_cast<uint8_t>(slot_[t].item);
+    }
     for (int t = 0; t < kMaxTemporaries; ++t) tile_state_.ptr[kMaxTensors + t] = temporary_[t];
+  }
+  // Whether what comes soon of a tensor lies ahead of a tile in memory, and in no near cache.
+  bool is_streamed(const Slot& s) const {
+    if (!s.used || s.kind != Kind::direct || blocked_) return false;
+    const int64_t run = (s.linear ? space_.numel() : space_.size[0]) * s.item;
+    return run >= (s.linear ? kStreamedBytes : kStreamedRow);
   }
   static uint8_t slot_of(Operand kind, uint8_t index) {
     return kind == Operand::temporary ? kMaxTensors + index : kind == Operand::tensor ? index : 0;
@@ -909,7 +923,9 @@ class Executor {
         char* const next = here + n * s.item;
         if (t == ahead_of_) {
           ahead_ = next;
-        } else if (!s.read || (pipeline_ && streams_ == 1)) {
+        } else if (pipeline_) {
+          // asks with each tile
+        } else if (!s.read) {
           for (int64_t line = 0; line < n * s.item; line += 64)
             __builtin_prefetch(here + kPieceAhead + line, 1);
         } else if (gathers_) {
@@ -1328,7 +1344,6 @@ class Executor {
   bool staged_ = false;                     // some tensor is read through a buffer
   bool gathers_ = false;                    // and some of them not from an array
   bool unbuffered_ = false;                 // a move whose elements go from place to place by themselves
-  int streams_ = 0;                         // tensors that are read where they lie
   int ahead_of_ = -1;                       // the tensor whose next piece comes while numbers are repeated
   const char* ahead_ = nullptr;             // and that piece, until it has been asked for
   int64_t chunk_ = kChunk;                  // elements of a piece at most

@@ -224,6 +224,9 @@ struct Linked {
 struct Tile {
   char* ptr[kMaxTensors + kMaxTemporaries];
   int64_t offset; // of the tile in its chunk, in elements
+  // The tensors whose memory is asked for ahead of the tile, and the bytes of an element of each.
+  int streams;
+  uint8_t stream[kMaxTensors], stream_item[kMaxTensors];
 };
 
 // Eight vectors travel from stage to stage in registers; each stage ends in a jump to the next.
@@ -240,9 +243,15 @@ template <class S, class V>
 void stage_load(IE_STAGE_PARAMS) {
   const char* p = tile->ptr[ip->b] + tile->offset * ip->b_step;
   constexpr int kStep = V::N * static_cast<int>(sizeof(S));
-  v0 = load<S>(p), v1 = load<S>(p + kStep), v2 = load<S>(p + 2 * kStep), v3 = load<S>(p + 3 * kStep);
-  v4 = load<S>(p + 4 * kStep), v5 = load<S>(p + 5 * kStep), v6 = load<S>(p + 6 * kStep);
-  v7 = load<S>(p + 7 * kStep);
+  const auto next = [&](int i) __attribute__((always_inline)) {
+    if constexpr (std::is_same_v<S, uint8_t> && std::is_same_v<V, Vec<float>>) {
+      return convert<float>(load_int32(reinterpret_cast<const uint8_t*>(p + i * kStep)));
+    } else {
+      return load<S>(p + i * kStep);
+    }
+  };
+  v0 = next(0), v1 = next(1), v2 = next(2), v3 = next(3);
+  v4 = next(4), v5 = next(5), v6 = next(6), v7 = next(7);
   return IE_STAGE_NEXT;
 }
 template <class V>
@@ -333,12 +342,33 @@ struct StageTable {
   int tile;
 };
 
+// Asks for the memory of a tile that lies ahead: some lines with each tile, since more than the processor has
+// buffers for lines on their way would wait for one another. One or two arrays the processor follows into its
+// first cache by itself, as long as the second has them; of more it loses track. (Measured on an Intel
+// processor with AVX-512, arrays of 64 MiB: AdamW takes 18 ms for 21.5, three operations 5.3 for 6.2.)
+template <class C>
+IE_INLINE void prefetch_ahead(const Tile* tile) {
+  const bool few = tile->streams <= 2;
+  for (int k = 0; k < tile->streams; ++k) {
+    const int item = tile->stream_item[k];
+    const char* const p = tile->ptr[tile->stream[k]] + tile->offset * item;
+    for (int line = 0; line < kTile<C> * item; line += 64) {
+      if (few) {
+        __builtin_prefetch(p + 4096 + line, 0, 2);
+      } else {
+        __builtin_prefetch(p + 2048 + line);
+      }
+    }
+  }
+}
+
 template <class C>
 void run_tiles(const Linked* first, Tile* tile, int64_t tiles) {
   using V = Vec<C>;
   const V zero(C(0));
   for (int64_t i = 0; i < tiles; ++i) {
     tile->offset = i * kTile<C>;
+    prefetch_ahead<C>(tile);
     reinterpret_cast<StageFn<V>>(first->fn)(zero, zero, zero, zero, zero, zero, zero, zero, first, tile);
   }
 }
@@ -355,10 +385,16 @@ void add_stage(AnyFn (&f)[kLoopVariants]) {
 }
 
 template <class S, class C>
-void add_memory_stages(StageTable& table) {
+void add_load_stage(StageTable& table) {
   using V = Vec<C>;
   constexpr int d = static_cast<int>(storage_traits<S>::dtype);
   table.load[d] = reinterpret_cast<AnyFn>(static_cast<StageFn<V>>(stage_load<S, V>));
+}
+template <class S, class C>
+void add_memory_stages(StageTable& table) {
+  using V = Vec<C>;
+  constexpr int d = static_cast<int>(storage_traits<S>::dtype);
+  add_load_stage<S, C>(table);
   table.store[d] = reinterpret_cast<AnyFn>(static_cast<StageFn<V>>(stage_store<S, V>));
 }
 template <class S, class C>
@@ -380,6 +416,7 @@ void add_stages(StageTable& table) {
   if constexpr (std::is_same_v<C, float>) {
     add_memory_stages<half_t, float>(table);
     add_memory_stages<bfloat16_t, float>(table);
+    add_load_stage<uint8_t, float>(table); // images
   }
   if constexpr (std::is_floating_point_v<C>) {
     add_rounding_stage<double, C>(table);
