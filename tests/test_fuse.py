@@ -141,6 +141,60 @@ def test_numbers_are_not_traced_again(capability: str) -> None:
         fused(torch.randn(3), 1.0, 2)
 
 
+def test_what_is_kept_of_a_call_holds_for_the_next(capability: str) -> None:
+    """Numbers in every place, steps that are left out, values given twice: with the calls before in mind."""
+    other = make((5,), torch.float32, seed=3)
+
+    def numbers(x: torch.Tensor, y: torch.Tensor, a: float, b: float) -> None:
+        x.mul_(a).clamp_(-b, b).addcmul_(y, y, value=a).lerp_(y, b)
+        y.copy_(x).add_(x, alpha=b).masked_fill_(x > a, b)
+
+    def overwritten(x: torch.Tensor, y: torch.Tensor, a: float, b: float) -> None:
+        x.mul_(a).fill_(b).add_(y, alpha=a)
+        y.mul_(a).copy_(x).mul_(b)
+
+    def finds(x: torch.Tensor, y: torch.Tensor, a: float, b: float) -> None:
+        x.mul_(a).add_(other).sub_(y, alpha=b)
+
+    for function in (numbers, overwritten, finds):
+        fused = ie.fuse(function)
+        for a, b in ((0.5, 0.25), (0.25, 0.75), (0.75, 0.5), (0.5, 0.5)):
+            for shapes in (((5,), (5,)), ((3, 5), (5,)), ((2, 3, 5), (3, 5))):
+                if function is not finds and shapes[0] != shapes[1]:
+                    continue
+                x, y = (make(shape, torch.float32, seed=i) for i, shape in enumerate(shapes))
+                want = x.clone(), y.clone()
+                function(*want, a, b)
+                fused(x, y, a, b)
+                assert testing.last_path().endswith("program")
+                torch.testing.assert_close((x, y), want, equal_nan=True)  # FMA differs by instruction set
+        if function is not finds:  # one tensor as both
+            x = make((5,), torch.float32, seed=1)
+            plain = x.clone()
+            function(plain, plain, 0.5, 0.25)
+            fused(x, x, 0.5, 0.25)
+            torch.testing.assert_close(x, plain, equal_nan=True)
+
+    def each(x: torch.Tensor, y: torch.Tensor, z: torch.Tensor) -> None:
+        x.add_(1)
+        y.mul_(2)
+        z.sub_(3)
+
+    fused_each = ie.fuse(each)
+    for given in ((0, 0, 1), (0, 1, 1), (0, 1, 0), (0, 1, 2), (0, 0, 0)):  # tensors given twice, in turn
+        tensors = [torch.full((5,), float(i)) for i in range(3)]
+        wanted = [t.clone() for t in tensors]
+        each(*(wanted[i] for i in given))
+        fused_each(*(tensors[i] for i in given))
+        torch.testing.assert_close(tensors, wanted)
+    other.data = other.data.double()  # the same object, of another dtype
+    x, y = make((5,), torch.float32, seed=1), make((5,), torch.float32, seed=2)
+    plain = x.clone()
+    finds(plain, y, 0.5, 0.25)
+    fused(x, y, 0.5, 0.25)
+    torch.testing.assert_close(x, plain, equal_nan=True)
+
+
 def test_numbers_that_decide_are_guarded(capability: str) -> None:
     fused = ie.fuse(sgd_)
     for decay in (0.0, 0.1, 0.0, 0.2):

@@ -147,6 +147,7 @@ struct Trace {
   std::vector<int> result; // arguments that are returned
   enum Returns { nothing, one, many } returns = nothing;
   bool round_each = false;
+  Lowered lowered;
 };
 
 using Counts = c10::SmallVector<int, 8>;
@@ -438,7 +439,7 @@ Outcome Core::run(Trace& trace, PyObject* const* args, const Numbers& numbers, c
   const Outcome outcome = bind(trace, args, numbers, recorded, bumps);
   if (outcome != Outcome::done) return outcome;
   bumps.resize(recorded.values.size());
-  Passes passes = lower(recorded, trace.round_each, reason);
+  Passes passes = trace.lowered.of(recorded, trace.round_each, reason);
   if (passes.empty() && !recorded.steps.empty() && reason != nullptr) return Outcome::delegate;
   if (!fits_together(recorded, passes)) return Outcome::delegate;
   RECORD_FUNCTION(name, c10::ArrayRef<const c10::IValue>{});
@@ -574,7 +575,7 @@ PyObject* Core::call_lists(PyObject* const* args, Py_ssize_t count) {
       if (outcome != Outcome::done) return ask("lists", args, count);
       fresh->bumps.resize(recorded.values.size());
       const char* reason = nullptr;
-      fresh->passes = lower(recorded, trace->round_each, reason);
+      fresh->passes = trace->lowered.of(recorded, trace->round_each, reason);
       if (fresh->passes.empty() && !recorded.steps.empty() && reason != nullptr)
         return ask("lists", args, count);
       several = several || fresh->passes.size() > 1;
@@ -662,7 +663,7 @@ py::object Core::describe(const py::tuple& arguments) {
   const char* reason = "an operation, dtype or layout that the kernels do not take";
   if (outcome == Outcome::delegate) return py::str(reason);
   reason = nullptr;
-  const Passes passes = lower(recorded, trace->round_each, reason);
+  const Passes passes = trace->lowered.of(recorded, trace->round_each, reason);
   if (passes.empty() && reason != nullptr) return py::str(reason);
   if (!fits_together(recorded, passes))
     return py::str("tensors of several shapes, or that share memory, are changed");

@@ -3,6 +3,7 @@
 #include "inplace_ext/cuda.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace inplace_ext {
 
@@ -130,6 +131,9 @@ class Lowering {
     }
   }
 
+  bool is_whole() const {
+    return std::find(live_.begin(), live_.end(), false) == live_.end();
+  }
   // Steps from `begin` on as one pass, as many as fit; the end, or -1 where not even one step does.
   int run(int begin, Pass& pass, const char*& reason) {
     pass_ = &pass;
@@ -363,16 +367,65 @@ class Lowering {
   unsigned free_ = 0;
 };
 
-} // namespace
-
-Passes lower(const Recorder& recorded, bool round_each, const char*& reason) {
+// `whole` where no step is left out.
+Passes lower(const Recorder& recorded, bool round_each, const char*& reason, bool& whole) {
   Lowering lowering(recorded, round_each);
+  whole = lowering.is_whole();
   Passes passes;
   for (int i = 0; i < static_cast<int>(recorded.steps.size());) {
     passes.emplace_back();
     i = lowering.run(i, passes.back(), reason);
     if (i < 0) return {};
     if (passes.back().program.stages == 0) passes.pop_back();
+  }
+  return passes;
+}
+
+// Calls f with each number of the steps, in the order in which Lowering puts those of one pass into it.
+template <class F>
+void each_scalar(const Recorder& recorded, F f) {
+  for (const Step& s : recorded.steps) {
+    if (s.b.kind == Operand::scalar) f(s.b.scalar);
+    if (s.c.kind == Operand::scalar) f(s.c.scalar);
+    if (s.op != Step::kMove && takes_third(op_info(s.op).form)) f(s.d);
+  }
+}
+
+} // namespace
+
+bool Lowered::is_of(const Recorder& recorded, bool round_each) const {
+  if (steps_.empty() || round_each != round_each_ || steps_.size() != recorded.steps.size() ||
+      values_ != recorded.values.size())
+    return false;
+  for (size_t i = 0; i < steps_.size(); ++i) {
+    const Step &a = steps_[i], &b = recorded.steps[i];
+    if (a.op != b.op || a.target != b.target || a.dtype != b.dtype || a.compute != b.compute ||
+        a.rounds != b.rounds || a.b.kind != b.b.kind || a.b.value != b.b.value || a.c.kind != b.c.kind ||
+        a.c.value != b.c.value)
+      return false;
+  }
+  return true;
+}
+
+Passes Lowered::of(const Recorder& recorded, bool round_each, const char*& reason) {
+  if (is_of(recorded, round_each)) {
+    Passes passes = passes_;
+    Scalar* scalar = passes[0].program.scalar;
+    each_scalar(recorded, [&](Scalar s) { *scalar++ = s; });
+    return passes;
+  }
+  bool whole = false;
+  Passes passes = lower(recorded, round_each, reason, whole);
+  steps_.clear();
+  // Not kept: steps of which some are left out, or that make several passes, so that the numbers are not in
+  // their order; draws, which have seeds; operations that are added, whose passes depend on the device.
+  bool keeps = whole && passes.size() == 1 && passes[0].program.draws == 0;
+  for (const Step& s : recorded.steps) keeps = keeps && s.op < kFirstAdded;
+  if (keeps) {
+    steps_.append(recorded.steps.begin(), recorded.steps.end());
+    values_ = recorded.values.size();
+    round_each_ = round_each;
+    passes_ = passes;
   }
   return passes;
 }
