@@ -497,6 +497,9 @@ def test_indexing_along_a_dim(dtype: torch.dtype) -> None:
             own = torch.randint(0, 9, sizes, generator=torch.Generator().manual_seed(2))
             beside_cpu("scatter_", x, dim, own, 1)
             assert path().startswith("cuda:index_")
+            beside_cpu("scatter_", x, dim, own, source)
+            beside_cpu("scatter_add_", x, dim, own, source)
+            assert path().startswith("cuda:index_")
 
 
 @gpu

@@ -5,6 +5,8 @@ All of test_indexing.py runs there with `make emulate`; these are those of its t
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -104,22 +106,46 @@ def test_what_goes_to_torch() -> None:
     """What would have to be read here, and what has no order there."""
     x, index, one = torch.zeros(4, 6), torch.tensor([1, 2]), torch.tensor(1)
     mask = torch.tensor([True, False, True, False])
-    wide = torch.tensor([[0, 1], [2, 3]])
     for name, args in [
         ("setitem_", (one, 2.0)),
         ("setitem_", ((slice(None), one), torch.ones(4))),
         ("setitem_", ((mask, index), 2.0)),
         ("index_put_", ((mask,), torch.ones(2, 6), True)),
-        ("scatter_", (0, wide, torch.ones(2, 2))),
-        ("scatter_add_", (1, wide, torch.ones(2, 2))),
     ]:
         test_indexing.call(name, x, *args, path="torch")
-    # Of the same for all elements of a row the order is known.
-    rows = index.view(2, 1).expand(2, 6)
-    test_indexing.call("scatter_", x, 0, rows, torch.rand(2, 6), path="index_rows")
-    test_indexing.call("scatter_add_", x, 0, rows, torch.rand(2, 6), path="index_rows")
-    test_indexing.call("scatter_", x, 1, wide, 3.0, path="index_elements")
     test_indexing.call("setitem_", x, (slice(1, 3), 2), 3.0, path="move")
+
+
+def test_scatter_along_dims_of_every_kind() -> None:
+    """Dims of x beside the index along which the index moves, or does not, in every order in memory."""
+    taken = set()
+    for seed, (shape, dim, still) in enumerate(
+        [
+            ((4, 6), 0, []), ((4, 6), 0, [1]), ((4, 6), 1, [0]), ((3, 4, 5), 1, []), ((3, 4, 5), 1, [2]),
+            ((3, 4, 5), 1, [0]), ((3, 4, 5), 0, [2]), ((3, 4, 5), 0, [1]), ((3, 4, 5), 2, [1]),
+            ((3, 4, 5), 1, [0, 2]), ((2, 3, 4, 5), 1, [3]), ((2, 3, 4, 5), 3, [0, 2]), ((2, 3, 4, 5), 2, [1]),
+        ]
+    ):  # fmt: skip
+        for order in itertools.permutations(range(len(shape))):
+            x = make([shape[d] for d in order], torch.float32, seed=seed).permute(
+                [order.index(d) for d in range(len(shape))]
+            )
+            sizes = [1 if d in still else 2 * n if d == dim else n for d, n in enumerate(shape)]
+            full = [2 * n if d == dim else n for d, n in enumerate(shape)]
+            index = index_of(math.prod(sizes), shape[dim], seed).view(sizes).expand(full)
+            source = make(full, torch.float32, seed=seed + 1)
+            test_indexing.call("scatter_", x, dim, index, source)
+            want = test_indexing.scatter_added(x, dim, index, source)
+            test_indexing.call("scatter_add_", x, dim, index, source, want=want)
+            test_indexing.call("scatter_", x, dim, index, 3.0)
+            ie.scatter_add_(x.clone(), dim, index, source)
+            taken.add(testing.last_path().split(":")[-1])
+    assert taken == {"index_rows", "index_elements"}
+    # As many indices as a call has: one for each dim, if no two lie as one.
+    x = torch.zeros(4, 4, 4, 4, 4)[:3, :3, :3, :3, :3]
+    index = torch.randint(3, x.shape)
+    test_indexing.call("scatter_", x[0], 0, index[0], torch.rand(3, 3, 3, 3), path="index_elements")
+    test_indexing.call("scatter_", x, 0, index, torch.rand(x.shape), path=("index_elements", "torch"))
 
 
 # ---- rows of any length and place -------------------------------------------------------------------------

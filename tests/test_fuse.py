@@ -181,11 +181,11 @@ def test_what_is_kept_of_a_call_holds_for_the_next(capability: str) -> None:
         z.sub_(3)
 
     fused_each = ie.fuse(each)
-    for given in ((0, 0, 1), (0, 1, 1), (0, 1, 0), (0, 1, 2), (0, 0, 0)):  # tensors given twice, in turn
+    for chosen in ((0, 0, 1), (0, 1, 1), (0, 1, 0), (0, 1, 2), (0, 0, 0)):  # tensors given twice, in turn
         tensors = [torch.full((5,), float(i)) for i in range(3)]
         wanted = [t.clone() for t in tensors]
-        each(*(wanted[i] for i in given))
-        fused_each(*(tensors[i] for i in given))
+        each(*(wanted[i] for i in chosen))
+        fused_each(*(tensors[i] for i in chosen))
         torch.testing.assert_close(tensors, wanted)
     other.data = other.data.double()  # the same object, of another dtype
     x, y = make((5,), torch.float32, seed=1), make((5,), torch.float32, seed=2)

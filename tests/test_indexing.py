@@ -347,10 +347,12 @@ def test_scatter_to_rows_of_a_large_matrix(dtype: torch.dtype, rows: int, column
     x = make((rows, columns + 3), dtype, "contiguous")[:, 1:-2]
     index = index_of(rows * columns, rows, 1).view(rows, columns)
     source = make((rows, columns), dtype, "contiguous", 5, 0)
-    call("scatter_", x, 0, index, source, path=(path, "torch"))
+    call("scatter_", x, 0, index, source, path=(path, "index_elements"))
     call("scatter_", x, 0, index[:, : columns - 5], 1, path=(path, "index_elements"))
-    call("scatter_", x, 0, index[: rows // 2 - 1], source, path=("index_elements", "torch"))
-    call("scatter_", x.unsqueeze(0), 1, index.unsqueeze(0), source.unsqueeze(0), path=(path, "torch"))
+    call("scatter_", x, 0, index[: rows // 2 - 1], source, path="index_elements")
+    call(
+        "scatter_", x.unsqueeze(0), 1, index.unsqueeze(0), source.unsqueeze(0), path=(path, "index_elements")
+    )
     with threads(2):
         call("scatter_", x, 0, index.int(), source)
 

@@ -307,6 +307,42 @@ Outcome bind_index_add(Op, Slots slot) {
   return run_along(rule, Put::add, t, *index, alpha, !one, source);
 }
 
+// A device keeps the order of points that are the same for all of the other dims. Those along which both x
+// and the index move become dims of the points: with the numbers from 0 on, which are held by the caller, as
+// an index of their own. False where the indices would be too many.
+bool make_points(Indexed& call, const at::Tensor& x, at::Tensor& numbers) {
+  int64_t longest = 0;
+  for (int d = 0; d < call.dims; ++d) {
+    if (call.step[d] == 0 || call.index[0].step[d] == 0) continue;
+    if (call.indices == kMaxIndices) return false;
+    Index& index = call.index[call.indices++];
+    index = {nullptr, /*wide=*/true, call.size[d], call.step[d], {}};
+    index.step[d] = sizeof(int64_t);
+    call.step[d] = 0;
+    longest = std::max(longest, call.size[d]);
+  }
+  if (longest == 0) return true;
+  numbers = at::arange(longest, at::TensorOptions(x.device()).dtype(at::kLong));
+  for (int k = 1; k < call.indices; ++k)
+    call.index[k].data = reinterpret_cast<const char*>(numbers.const_data_ptr<int64_t>());
+  // Side by side, between the dims before and after that are none.
+  int order[kMaxDims], dims = 0, first = 0;
+  while (call.step[first] != 0) ++first;
+  for (int d = 0; d < first; ++d) order[dims++] = d;
+  for (const bool points : {true, false}) {
+    for (int d = first; d < call.dims; ++d) {
+      if ((call.step[d] == 0) == points) order[dims++] = d;
+    }
+  }
+  const Indexed given = call;
+  for (int d = 0; d < call.dims; ++d) {
+    call.size[d] = given.size[order[d]], call.step[d] = given.step[order[d]];
+    call.source_step[d] = given.source_step[order[d]];
+    for (int k = 0; k < call.indices; ++k) call.index[k].step[d] = given.index[k].step[order[d]];
+  }
+  return true;
+}
+
 // scatter_ and scatter_add_: an index for each element of the source.
 Outcome run_scatter(const Rule& rule, Put put, const Target& t, const at::Tensor& given, Scalar scalar,
                     const at::Tensor* source) {
@@ -339,12 +375,9 @@ Outcome run_scatter(const Rule& rule, Put put, const Target& t, const at::Tensor
     loops.push_back(loop);
   }
   if (!lay_out(call, loops)) return Outcome::delegate;
-  // A device can keep the order of points that are the same for all of the other dims.
-  if (source != nullptr && device_kernels(x) != nullptr) {
-    for (int d = 0; d < call.dims; ++d) {
-      if (call.step[d] != 0 && call.index[0].step[d] != 0) return Outcome::delegate;
-    }
-  }
+  at::Tensor numbers;
+  if (source != nullptr && device_kernels(x) != nullptr && !make_points(call, x, numbers))
+    return Outcome::delegate;
   if (!check_range(rule, index, t.length, t.dim)) return Outcome::error;
   run(call, rule, x);
   return Outcome::done;
