@@ -106,6 +106,29 @@ def test_flags_of_each_capability() -> None:
 
 @checkout
 @in_place
+@native
+@built_here
+@pytest.mark.nosanitize  # a program without the sanitizers' runtimes
+def test_kernels_leave_no_upper_halves_of_registers_in_use(tmp_path: Path) -> None:
+    """Or Python and torch, which are compiled for SSE, go on at a fraction of their speed."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        flags = ""
+    if not re.search(r"\bxgetbv1\b", flags) or not re.search(r"\bavx\b", flags):
+        pytest.skip("needs a processor that says which registers are in use")
+    program = tmp_path / "upper_halves"
+    source, include = ROOT / "tests" / "cpp" / "upper_halves.cpp", f"-I{ROOT / 'csrc' / 'include'}"
+    run(
+        os.environ.get("CXX", "c++"), "-std=c++20", "-Wall", "-Wextra", include, source, "-o", program, "-ldl"
+    )
+    for capability in testing.available_capabilities():
+        found = run(program, _native.library(capability))
+        assert re.fullmatch(r"0 of \d{5} calls", found), (capability, found)
+
+
+@checkout
+@in_place
 def test_extensions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("INPLACE_EXT_SANITIZE", raising=False)
     by_name = {extension.name: extension for extension in _build.extensions()}

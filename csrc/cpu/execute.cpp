@@ -68,9 +68,8 @@ constexpr int64_t kNearAhead = 2048;
 // And memory that is only written, since a store that misses the caches asks for its line and nothing does
 // before. (Chains ask for all of theirs with each tile.)
 constexpr int64_t kPieceAhead = 4096;
-// The bytes of a tensor from which on a chain does so, since what the second-level cache may hold needs none;
-// and of a row, where what follows it is not the next one.
-constexpr int64_t kStreamedBytes = 1 << 20, kStreamedRow = 1 << 14;
+// The bytes of a row from which on a chain does so, where what follows it is not the next one.
+constexpr int64_t kStreamedRow = 1 << 14;
 // Memory that a piece of elements with gaps between them spans, unless it holds fewer than so many.
 constexpr int64_t kStridedBytes = 4096, kMinStrided = 128;
 
