@@ -998,6 +998,17 @@ def test_lists(capability: str) -> None:
     check_lists(
         lambda x, y: (x.add_(y).mul_(2), None)[1], [torch.randn(7, 5) for _ in range(9)], torch.randn(5)
     )
+    # Neighbours that differ in nothing but their places, as all there is or between others, on threads too.
+    for other in ((5,), (7, 1), (1, 5), (1, 1), (7, 5)):
+        pair = [[torch.randn(7, 5) for _ in range(9)], [torch.randn(other) for _ in range(9)]]
+        check_lists(lambda x, y: (x.add_(y).mul_(2).sub_(y), None)[1], *pair)
+    sizes = [n for n in (5, 64, 1000, 1000, 20000, 64, 17, 0, 3) for _ in range(1 + n % 7)]
+    uneven = [[torch.randn(n) for n in sizes] for _ in range(3)]
+    for count in (2, 3):
+        check_lists(sgd_, *uneven, 0.1, 0.9, count=count)
+    layouts = [[torch.randn(6, 5), torch.randn(5, 6).t(), torch.randn(6, 5)] * 3 for _ in range(2)]
+    layouts[1] = layouts[1][1:] + layouts[1][:1]  # copies of each keep its strides
+    check_lists(sgd_, *layouts, [torch.randn(6, 5) for _ in range(9)], 0.1, 0.9)
     fused = ie.fuse(normalize_)
     xs = [torch.randn(9) for _ in range(3)]
     assert fused(xs, 0.5, 2.0) is xs

@@ -508,6 +508,39 @@ void execute_lists(const Work* work, int64_t count, bool concurrently) {
   }
 }
 
+// Runs work[i] whole, and what follows it up to `end` and differs in nothing but where its tensors lie: what
+// is found out about the first holds for all. Returns where the next begins.
+int64_t run_alike(const Work* work, int64_t i, int64_t end, Space& space, std::vector<char*>& data,
+                  Path& path) {
+  const Work& first = work[i];
+  const auto add = [&](const Work& w) {
+    for (int t = 0; t < w.count; ++t)
+      data.push_back(static_cast<char*>(w.mutated[t] ? w.tensors[t]->mutable_data_ptr()
+                                                     : const_cast<void*>(w.tensors[t]->const_data_ptr())));
+  };
+  const auto lies_alike = [&](const Work& w) {
+    for (int t = 0; t < w.count; ++t) {
+      if (w.tensors[t]->sizes() != first.tensors[t]->sizes() ||
+          w.tensors[t]->strides() != first.tensors[t]->strides())
+        return false;
+    }
+    return true;
+  };
+  data.clear();
+  int64_t next = i + 1;
+  if (active_kernels->run_each != nullptr && first.program->draws == 0) { // draws are in no memory
+    add(first);
+    for (; next < end && alike(first, work[next]) && lies_alike(work[next]); ++next) add(work[next]);
+  }
+  space_of(first, space);
+  const int64_t n = space.numel();
+  if (n > 0) {
+    path = next == i + 1 ? active_kernels->run(*first.program, space, 0, n)
+                         : active_kernels->run_each(*first.program, space, data.data(), next - i);
+  }
+  return next;
+}
+
 } // namespace
 
 void execute_all(const Work* work, int64_t count, bool concurrently) {
@@ -523,37 +556,48 @@ void execute_all(const Work* work, int64_t count, bool concurrently) {
   const int64_t threads = std::min<int64_t>(at::get_num_threads(), std::max<int64_t>(total / kGrain, 1));
   Path path = Path::program;
   PyThreadState* const state = total > kKeepGil && PyGILState_Check() ? PyEval_SaveThread() : nullptr;
+  const auto cost = [&](int64_t i) { return begin[i + 1] - begin[i]; };
   if (threads <= 1 || !concurrently) {
     Space space;
-    for (int64_t i = 0; i < count; ++i) {
+    std::vector<char*> data;
+    for (int64_t i = 0; i < count;) {
+      int64_t end = i;
+      while (end < count && (threads <= 1 || cost(end) <= kGrain)) ++end;
+      while (i < end) i = run_alike(work, i, end, space, data, path);
+      if (i == count) break;
       space_of(work[i], space);
-      const int64_t n = space.numel(), cost = cost_of(*work[i].program);
-      if (n == 0) continue;
       const auto run = [&](int64_t first, int64_t last) {
         const Path taken = kernels.run(*work[i].program, space, first, last);
         if (first == 0) path = taken;
       };
-      if (threads <= 1 || n * cost <= kGrain) {
-        run(0, n);
-      } else {
-        at::parallel_for(0, n, std::max<int64_t>(kGrain / cost, 1), run);
-      }
+      at::parallel_for(0, space.numel(), std::max<int64_t>(kGrain / cost_of(*work[i].program), 1), run);
+      ++i;
     }
   } else {
     at::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
       Space space;
+      std::vector<char*> data;
+      Path taken{};
       // Both sides of a border come from the same formula.
       const int64_t from = total / threads * first + total % threads * first / threads;
       const int64_t to = total / threads * last + total % threads * last / threads;
       int64_t i = std::upper_bound(begin.begin(), begin.end(), from) - begin.begin() - 1;
-      for (; i < count && begin[i] < to; ++i) {
-        const int64_t cost = cost_of(*work[i].program), n = (begin[i + 1] - begin[i]) / cost;
-        const int64_t a = std::max<int64_t>(0, (from - begin[i]) / cost);
-        const int64_t b = to >= begin[i + 1] ? n : (to - begin[i]) / cost;
-        if (a >= b) continue;
-        space_of(work[i], space);
-        const Path taken = kernels.run(*work[i].program, space, a, b);
-        if (i == 0 && a == 0) path = taken;
+      // Of those at the borders a part may be another thread's.
+      const int64_t end = std::upper_bound(begin.begin(), begin.end(), to) - begin.begin() - 1;
+      while (i < count && begin[i] < to) {
+        if (begin[i] >= from && i < end) {
+          i = run_alike(work, i, end, space, data, taken);
+        } else {
+          const int64_t each = cost_of(*work[i].program), n = cost(i) / each;
+          const int64_t a = std::max<int64_t>(0, (from - begin[i]) / each);
+          const int64_t b = to >= begin[i + 1] ? n : (to - begin[i]) / each;
+          if (a < b) {
+            space_of(work[i], space);
+            taken = kernels.run(*work[i].program, space, a, b);
+          }
+          ++i;
+        }
+        if (first == 0) path = taken;
       }
     });
   }

@@ -256,7 +256,7 @@ struct OpKernels {
 };
 
 // What a CPU kernel library exports, one library per instruction set.
-constexpr uint32_t kAbiVersion = 10;
+constexpr uint32_t kAbiVersion = 11;
 struct CpuKernels {
   uint32_t abi, table; // kAbiVersion and table_fingerprint() of the build
   int vector_bytes;
@@ -297,6 +297,9 @@ struct CpuKernels {
   int64_t (*count_mask)(const Masked&, int64_t begin, int64_t end);
   // Works on elements [begin, end) of the mask, before which `taken` were true.
   Path (*put_masked)(const Masked&, int64_t begin, int64_t end, int64_t taken);
+  // Runs the whole space `count` times, each time with its tensors at the next of `data`; null where there is
+  // no such form.
+  Path (*run_each)(const Program&, Space&, char* const* data, int64_t count);
 };
 
 } // namespace inplace_ext
