@@ -163,6 +163,10 @@ struct NearPlaces {
     }
     for (; n >= kLanes; n -= kLanes, p += Step * kLanes, in += kLanes) {
       const __m512i v = _mm512_loadu_si512(in);
+      // Stores that miss the caches ask for their lines too late: ahead of them they take two thirds of the
+      // time.
+      for (int k = 0; k < Step; ++k)
+        __builtin_prefetch(reinterpret_cast<const char*>(p) + kNearAhead + k * kVectorBytes, 1);
 #pragma GCC unroll 8
       for (int k = 0; k < Step; ++k) store(p + k * kLanes, in_memory(k), permute(v, -1, index[k], v));
     }
