@@ -133,9 +133,9 @@ IE_INLINE void copy_run(char* dst, const char* src, int64_t bytes) {
   }
 }
 #if defined(INPLACE_EXT_AVX512)
-// By way of memory; out of line, for it is in every loop, which most end with. GCC 12 does not clear the upper
-// halves of the registers behind a function that takes a vector: the caller's SSE code would then run at a
-// fraction of its speed (0.3 us for a small call from Python).
+// By way of memory; out of line, for it is in every loop, which most end with. GCC 12 does not clear the
+// upper halves of the registers behind a function that takes a vector: the caller's SSE code would then run
+// at a fraction of its speed (0.3 us for a small call from Python).
 __attribute__((noinline)) inline void store_part(void* p, __m512i r, int bytes) {
   alignas(64) char part[64];
   _mm512_store_si512(part, r);
