@@ -411,7 +411,7 @@ def test_an_interrupted_run_keeps_what_it_has(tmp_path: Path) -> None:
     while time.monotonic() < deadline and not (path.exists() and path.read_text().count("\n") > 3):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=120)  # a case more, on a busy machine
+    out, _ = process.communicate(timeout=30)
     assert process.returncode == cli.INTERRUPTED, out
     assert "interrupted: " in out and "Traceback" not in out
     rows = results.read(path)

@@ -103,7 +103,7 @@ def test_paths() -> None:
 
 
 def test_what_goes_to_torch() -> None:
-    """What would have to be read here, and what has no order there."""
+    """What would have to be read here."""
     x, index, one = torch.zeros(4, 6), torch.tensor([1, 2]), torch.tensor(1)
     mask = torch.tensor([True, False, True, False])
     for name, args in [
@@ -141,6 +141,13 @@ def test_scatter_along_dims_of_every_kind() -> None:
             ie.scatter_add_(x.clone(), dim, index, source)
             taken.add(testing.last_path().split(":")[-1])
     assert taken == {"index_rows", "index_elements"}
+    x, wide = torch.zeros(4, 6), torch.tensor([[0, 1], [2, 3]])
+    rows = torch.tensor([[1], [2]]).expand(2, 6)
+    test_indexing.call("scatter_", x, 0, rows, torch.rand(2, 6), path="index_rows")
+    test_indexing.call("scatter_add_", x, 0, rows, torch.rand(2, 6), path="index_rows")
+    test_indexing.call("scatter_", x, 0, wide, torch.ones(2, 2), path="index_elements")
+    test_indexing.call("scatter_add_", x, 1, wide, torch.ones(2, 2), path="index_elements")
+    test_indexing.call("scatter_", x, 1, wide, 3.0, path="index_elements")
     # As many indices as a call has: one for each dim, if no two lie as one.
     x = torch.zeros(4, 4, 4, 4, 4)[:3, :3, :3, :3, :3]
     index = torch.randint(3, x.shape)

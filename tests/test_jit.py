@@ -738,7 +738,7 @@ def test_load_compiles_for_cuda(own_sources: Path, tmp_path: Path) -> None:
     code = """
 import ctypes, pathlib, torch
 import inplace_ext as ie
-from inplace_ext import _build, _native, _toolchain
+from inplace_ext import _build, _info, _native, _toolchain
 toolkit = _build.find_toolkit()
 torch.version.cuda = ".".join(map(str, toolkit.version))
 ctypes.CDLL(str(toolkit.home / "lib64" / "libcudart.so"), ctypes.RTLD_GLOBAL)
@@ -746,7 +746,7 @@ _toolchain.build_kernels = lambda name, **how: _native.library(name)  # the CPU'
 assert ie.info().cuda_kernels is None and ie.info().backends["cuda"] == "torch"
 info = ie.jit.load(cuda=True)
 assert info.cuda == torch.version.cuda and info.cuda_architectures == ["8.0"] and info.cuda_reason is None
-assert info.backends["cuda"].startswith("own kernels")
+assert info.backends["cuda"] == f"own kernels ({_info.CUDA_SERVES}), else torch"
 module = _native.module
 assert all(map(module.cuda_serves, module.build_info()["operations"]))
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import is_native, threads
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import inplace_ext as ie
@@ -625,14 +625,13 @@ def test_peak_memory(count: int) -> None:
     st.sampled_from([1, 2, 3, 4, 6, 8, 12, 16, 20, 33, 100, 200, 255, 256, 1000]),
     st.sampled_from([1, 2, 16]),
 )
-@example(1, 118513, 124557, 1, 2)
 def test_scratch_memory_is_bounded(batch: int, rows: int, columns: int, item: int, count: int) -> None:
     with threads(count):
         scratch = _native.module.scratch_bytes(batch, rows, columns, item)
     total = batch * rows * columns * item
     if max(rows, columns) * item < 49152 or min(rows, columns) <= 512:
         assert scratch < 800_000
-    assert scratch < 800_000 or scratch < 12 * (rows + columns) * item
+    assert scratch < 800_000 or scratch < 10 * (rows + columns) * item
     if total > 64e6:
         assert scratch < 0.01 * total
 

@@ -3,7 +3,6 @@
 #include "inplace_ext/cuda.h"
 
 #include <algorithm>
-#include <cstring>
 
 namespace inplace_ext {
 
@@ -393,9 +392,8 @@ void each_scalar(const Recorder& recorded, F f) {
 
 } // namespace
 
-bool Lowered::is_of(const Recorder& recorded, bool round_each) const {
-  if (steps_.empty() || round_each != round_each_ || steps_.size() != recorded.steps.size() ||
-      values_ != recorded.values.size())
+bool Lowered::is_of(const Recorder& recorded) const {
+  if (steps_.empty() || steps_.size() != recorded.steps.size() || values_ != recorded.values.size())
     return false;
   for (size_t i = 0; i < steps_.size(); ++i) {
     const Step &a = steps_[i], &b = recorded.steps[i];
@@ -408,7 +406,7 @@ bool Lowered::is_of(const Recorder& recorded, bool round_each) const {
 }
 
 Passes Lowered::of(const Recorder& recorded, bool round_each, const char*& reason) {
-  if (is_of(recorded, round_each)) {
+  if (is_of(recorded)) {
     Passes passes = passes_;
     Scalar* scalar = passes[0].program.scalar;
     each_scalar(recorded, [&](Scalar s) { *scalar++ = s; });
@@ -424,7 +422,6 @@ Passes Lowered::of(const Recorder& recorded, bool round_each, const char*& reaso
   if (keeps) {
     steps_.append(recorded.steps.begin(), recorded.steps.end());
     values_ = recorded.values.size();
-    round_each_ = round_each;
     passes_ = passes;
   }
   return passes;

@@ -91,18 +91,17 @@ using Passes = c10::SmallVector<Pass, 1>;
 // every step, as eager calls do; without it once, when they are stored. Empty where the steps do not fit: of
 // several compute types, or of more temporaries than there are registers; `reason` says so.
 // The last answer is kept, and given again while only the numbers of the steps are others: to find it takes a
-// small call a tenth of its time. Steps of one trace alone: which values are temporary follows from how many
-// there are, and the dtypes of those that change stand in the steps.
+// small call a tenth of its time. For one trace alone, whose steps are rounded in one way: which values are
+// temporary follows from how many there are, and the dtypes of those that change stand in the steps.
 class Lowered {
  public:
   Passes of(const Recorder& recorded, bool round_each, const char*& reason);
 
  private:
-  bool is_of(const Recorder& recorded, bool round_each) const;
+  bool is_of(const Recorder& recorded) const;
 
   c10::SmallVector<Step, 4> steps_; // empty where nothing is kept
   size_t values_ = 0;
-  bool round_each_ = false;
   Passes passes_;
 };
 

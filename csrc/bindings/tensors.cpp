@@ -74,6 +74,10 @@ bool same_layout(const at::Tensor& a, const at::Tensor& b) {
   return a.sizes() == b.sizes() && a.strides() == b.strides();
 }
 
+char* data_of(const at::Tensor& t, bool mutated) {
+  return static_cast<char*>(mutated ? t.mutable_data_ptr() : const_cast<void*>(t.const_data_ptr()));
+}
+
 // The common index space of x and the tensors that broadcast to it: dims ordered by the strides of x, so that
 // memory is walked in order, and merged where all tensors allow. False if more dims remain than fit.
 bool make_space(Space& space, const at::Tensor* const* tensors, const DType* dtypes, const bool* mutated,
@@ -97,8 +101,7 @@ bool make_space(Space& space, const at::Tensor* const* tensors, const DType* dty
       arg.data = reinterpret_cast<char*>(&space);
       continue;
     }
-    arg.data = static_cast<char*>(mutated[t] ? tensors[t]->mutable_data_ptr()
-                                             : const_cast<void*>(tensors[t]->const_data_ptr()));
+    arg.data = data_of(*tensors[t], mutated[t]);
   }
   for (const int64_t d : dims_in_memory(x)) {
     bool merge = space.dims > 0;
@@ -490,8 +493,7 @@ void execute_lists(const Work* work, int64_t count, bool concurrently) {
     while (concurrently && end < count && on_device(x) && alike(first, work[end]) && fits_list(work[end])) {
       const Work& w = work[end++];
       for (int t = 0; t < w.count; ++t)
-        words.push_back(reinterpret_cast<uint64_t>(w.mutated[t] ? w.tensors[t]->mutable_data_ptr()
-                                                                : w.tensors[t]->const_data_ptr()));
+        words.push_back(reinterpret_cast<uint64_t>(data_of(*w.tensors[t], w.mutated[t])));
       words.push_back(static_cast<uint64_t>(shape_of(w).numel()));
     }
     if (end > i + 1) {
@@ -514,17 +516,11 @@ int64_t run_alike(const Work* work, int64_t i, int64_t end, Space& space, std::v
                   Path& path) {
   const Work& first = work[i];
   const auto add = [&](const Work& w) {
-    for (int t = 0; t < w.count; ++t)
-      data.push_back(static_cast<char*>(w.mutated[t] ? w.tensors[t]->mutable_data_ptr()
-                                                     : const_cast<void*>(w.tensors[t]->const_data_ptr())));
+    for (int t = 0; t < w.count; ++t) data.push_back(data_of(*w.tensors[t], w.mutated[t]));
   };
   const auto lies_alike = [&](const Work& w) {
-    for (int t = 0; t < w.count; ++t) {
-      if (w.tensors[t]->sizes() != first.tensors[t]->sizes() ||
-          w.tensors[t]->strides() != first.tensors[t]->strides())
-        return false;
-    }
-    return true;
+    return std::equal(w.tensors, w.tensors + w.count, first.tensors,
+                      [](const at::Tensor* a, const at::Tensor* b) { return same_layout(*a, *b); });
   };
   data.clear();
   int64_t next = i + 1;
@@ -597,8 +593,8 @@ void execute_all(const Work* work, int64_t count, bool concurrently) {
           }
           ++i;
         }
-        if (first == 0) path = taken;
       }
+      if (first == 0) path = taken;
     });
   }
   if (state != nullptr) PyEval_RestoreThread(state);

@@ -793,8 +793,7 @@ class Executor {
   // Whether what comes soon of a tensor lies ahead of a tile in memory, and in no near cache.
   bool is_streamed(const Slot& s) const {
     if (!s.used || s.kind != Kind::direct || blocked_) return false;
-    const int64_t run = (s.linear ? space_.numel() : space_.size[0]) * s.item;
-    return run >= (s.linear ? kStreamedBytes : kStreamedRow);
+    return s.linear ? space_.numel() * s.item >= kStreamedBytes : space_.size[0] * s.item >= kStreamedRow;
   }
   static uint8_t slot_of(Operand kind, uint8_t index) {
     return kind == Operand::temporary ? kMaxTensors + index : kind == Operand::tensor ? index : 0;
