@@ -325,12 +325,10 @@ bool make_points(Indexed& call, const at::Tensor& x, at::Tensor& numbers) {
   numbers = at::arange(longest, at::TensorOptions(x.device()).dtype(at::kLong));
   for (int k = 1; k < call.indices; ++k)
     call.index[k].data = reinterpret_cast<const char*>(numbers.const_data_ptr<int64_t>());
-  // Side by side, between the dims before and after that are none.
-  int order[kMaxDims], dims = 0, first = 0;
-  while (call.step[first] != 0) ++first;
-  for (int d = 0; d < first; ++d) order[dims++] = d;
-  for (const bool points : {true, false}) {
-    for (int d = first; d < call.dims; ++d) {
+  // Side by side, behind the dims that are none.
+  int order[kMaxDims], dims = 0;
+  for (const bool points : {false, true}) {
+    for (int d = 0; d < call.dims; ++d) {
       if ((call.step[d] == 0) == points) order[dims++] = d;
     }
   }
