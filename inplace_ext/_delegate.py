@@ -1,8 +1,9 @@
 """What a call does where no kernel of this package applies: torch's method, kept to this package's contract.
 
 Torch looks for shared memory only where that is cheap, meets an integer division by zero or an index out of
-range when part of the tensor is written, and refuses an inference tensor when all of it is. The guard here
-sees to these for plain tensors, before anything is written, and leaves everything else to torch.
+range when part of the tensor is written, refuses an inference tensor when all of it is, and sizes that
+overflow when the tensor has them. The guard here sees to these for plain tensors, before anything is written
+(sizes are put back), and leaves everything else to torch.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ Function = Callable[..., Any]
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 _DIVISIONS = ("div_", "floor_divide_", "fmod_", "remainder_")
+_RESIZES = ("as_strided_", "resize_")
 
 
 def torch_method(op: Op) -> Function:
@@ -33,9 +35,9 @@ def is_division(op: Op) -> bool:
     return (op.alias_of or op.name) in _DIVISIONS
 
 
-def is_indexed(op: Op) -> bool:
-    """Whether ``op`` writes where an index or a mask says."""
-    return op.name in INDEXED
+def always_guarded(op: Op) -> bool:
+    """Whether all calls of ``op`` need the guard: those with an index or a mask, and changes of size."""
+    return op.name in INDEXED or op.name in _RESIZES
 
 
 def delegate(op: Op) -> Function:
@@ -44,7 +46,7 @@ def delegate(op: Op) -> Function:
     if not op.in_place:
         return method
     takes_tensors = op.takes_tensors
-    divides, indexed = is_division(op), is_indexed(op)
+    divides, indexed, resizes = is_division(op), op.name in INDEXED, op.name in _RESIZES
     # Torch's masked_scatter_ does not look for shared memory.
     refused = op.name != "masked_scatter_"
     always_rounds = "rounding_mode" not in op.parameter_names and op.name != "true_divide_"
@@ -64,9 +66,27 @@ def delegate(op: Op) -> Function:
                 _check_divisor(input, args[1] if len(args) > 1 else kwargs.get("other"))
             if indexed and input.device.type == "cpu" and input.numel() > 0:
                 _check_places(op.name, input, dict(zip(op.positional_names, args, strict=False)) | kwargs)
-        return method(*args, **kwargs)
+        return (_restoring if resizes else method)(*args, **kwargs)
+
+    def _restoring(input: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        before = _geometry(input)
+        try:
+            return method(input, *args, **kwargs)
+        except Exception:
+            if before is not None and before != _geometry(input):
+                with torch.no_grad(), torch.autograd._unsafe_preserve_version_counter(input):
+                    input.as_strided_(*before)
+            raise
 
     return guarded
+
+
+def _geometry(input: torch.Tensor) -> tuple[torch.Size, tuple[int, ...], int] | None:
+    """Sizes, strides and offset, which torch has set by the time that it finds that they overflow."""
+    try:
+        return input.size(), input.stride(), input.storage_offset()
+    except (RuntimeError, NotImplementedError):  # without strides
+        return None
 
 
 def _unshared(input: torch.Tensor, operand: Any, refused: bool = True) -> Any:
@@ -162,7 +182,7 @@ def _check_places(name: str, input: torch.Tensor, given: dict[str, Any]) -> None
         elif name == "setitem_" or isinstance(written, torch.Tensor):
             index = given["index"] if name == "setitem_" else tuple(given["indices"])
             items = index if isinstance(index, tuple) else (index,)
-            if any(isinstance(item, (torch.Tensor, list)) for item in items):
+            if any(_counts(item) for item in items):
                 # One element in the place of all: to read it where it would be written raises the same.
                 place = torch.empty((), dtype=torch.bool).expand(input.shape)
                 place[index]
@@ -173,6 +193,11 @@ def _check_places(name: str, input: torch.Tensor, given: dict[str, Any]) -> None
         if not getattr(error, "_out_of_range", False):
             return
         raise
+
+
+def _counts(item: Any) -> bool:
+    """Whether an item of an index has numbers of places, which may be out of range."""
+    return isinstance(item, list) or (isinstance(item, torch.Tensor) and item.dtype != torch.bool)
 
 
 def _out_of_range(kind: type[Exception], message: str) -> Exception:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from inplace_ext import _compile, _native
-from inplace_ext._delegate import delegate, is_division, is_indexed, torch_method
+from inplace_ext._delegate import always_guarded, delegate, is_division, torch_method
 from inplace_ext._docs import docstring
 from inplace_ext._errors import explain
 from inplace_ext._table import ALL_OPS, Op
@@ -53,7 +53,7 @@ def _make(op: Op) -> Callable[..., Any]:
         torch_method(op),
         delegate(op),
         is_division(op),
-        is_indexed(op),
+        always_guarded(op),
     )
     return function
 

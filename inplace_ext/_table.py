@@ -54,8 +54,8 @@ class Op:
 
     @property
     def kernel(self) -> str | None:
-        """Name of the compiled kernel, which aliases share."""
-        return (self.alias_of or self.name) if self.native else None
+        """Name of what the compiled module has for the operation, which aliases share."""
+        return (self.alias_of or self.name) if self.native or self.name in LAYOUT else None
 
     @property
     def parameters(self) -> list[tuple[str, str]]:

@@ -28,7 +28,7 @@ def last_path() -> str:
     go to places of their own, ``columns`` for those of a matrix that no cache holds, whose index says which
     row they go to. Of masks: ``mask_blocks`` for elements
     side by side, ``mask_rows`` for rows that one element of the mask is for, and ``mask_elements`` for any
-    other layout.
+    other layout. ``metadata`` where sizes and strides alone change, or nothing has to.
     """
     return "torch" if _native.module is None else str(_native.module.last_path())
 

@@ -532,8 +532,12 @@ Outcome bind_extremum(Op op, Slots slot) {
 }
 
 // x where the mask has it, and a value or another tensor elsewhere; or the other way round.
-Outcome run_masked(Op op, const Target& x, const at::Tensor& mask, const Source& value) {
+Outcome run_masked(Op op, const Target& x, const at::Tensor& mask, Source value) {
   DType common = x.dtype;
+  if (op == Op::masked_fill_ && x.dtype == DType::b8 && value.is_number) { // true of all numbers but 0
+    value.number.i = value.number.as_double() != 0;
+    value.number.category = Number::boolean;
+  }
   if (mask.scalar_type() != at::kBool || !same_device(mask, *x.tensor) || !promote(x, value, common))
     return Outcome::delegate;
   if (value.is_number) {
@@ -789,7 +793,7 @@ bool is_public(Op op) {
 }
 
 const Binding* find_binding(const std::string& name) {
-  for (const auto bindings : {row_bindings(), dropout_bindings(), indexing_bindings()}) {
+  for (const auto bindings : {row_bindings(), dropout_bindings(), indexing_bindings(), shape_bindings()}) {
     for (const Binding& binding : bindings) {
       if (name == binding.name) return &binding;
     }

@@ -30,6 +30,7 @@ struct Binding {
 std::span<const Binding> row_bindings();
 std::span<const Binding> dropout_bindings();
 std::span<const Binding> indexing_bindings();
+std::span<const Binding> shape_bindings();
 // The twin of the name, or null.
 Maker find_maker(const std::string& name);
 

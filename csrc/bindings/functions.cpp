@@ -5,7 +5,9 @@
 #include <c10/core/InferenceMode.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/utils/object_ptr.h>
 
+#include <algorithm>
 #include <array>
 #include <utility>
 
@@ -26,12 +28,13 @@ struct Function {
   PyObject* parameter[kMaxParameters] = {}; // interned names
   int parameters = 0, positional = 0;
   int required = 0;  // those without a default, which come first
+  int rest = -1;     // the one of *shape, a tuple of what stands there
   Op op = Op::count; // for the binder
   Binder binder = nullptr;
   Maker maker = nullptr;        // instead, of a function that returns a new tensor
   PyObject* delegate = nullptr; // torch's method
   PyObject* guarded = nullptr;  // the same behind the checks of _delegate.py
-  bool divides = false, indexes = false;
+  bool divides = false, always = false;
 };
 std::array<Function, kMaxFunctions> functions;
 int function_count = 0;
@@ -41,10 +44,19 @@ bool enabled = true;
 
 // ---- calls ------------------------------------------------------------------------------------------------
 
-// Puts the arguments where the parameters are; false if they do not fit, which torch then says better.
-bool parse(const Function& f, PyObject* const* args, Py_ssize_t nargs, PyObject* kwnames, PyObject** slot) {
-  if (nargs > f.positional) return false;
-  for (Py_ssize_t i = 0; i < nargs; ++i) slot[i] = args[i];
+// Puts the arguments where the parameters are; false if they do not fit, which torch then says better. The
+// tuple of a rest is the caller's to let go.
+bool parse(const Function& f, PyObject* const* args, Py_ssize_t nargs, PyObject* kwnames, PyObject** slot,
+           THPObjectPtr& rest) {
+  if (nargs > f.positional && f.rest < 0) return false;
+  for (Py_ssize_t i = 0; i < std::min<Py_ssize_t>(nargs, f.positional); ++i) slot[i] = args[i];
+  if (f.rest >= 0) {
+    const Py_ssize_t count = std::max<Py_ssize_t>(nargs - f.positional, 0);
+    rest = PyTuple_New(count);
+    if (!rest) throw python_error();
+    for (Py_ssize_t i = 0; i < count; ++i) PyTuple_SET_ITEM(rest.get(), i, Py_NewRef(args[f.positional + i]));
+    slot[f.rest] = rest;
+  }
   const Py_ssize_t keywords = kwnames == nullptr ? 0 : PyTuple_GET_SIZE(kwnames);
   for (Py_ssize_t k = 0; k < keywords; ++k) {
     PyObject* const name = PyTuple_GET_ITEM(kwnames, k);
@@ -69,7 +81,8 @@ Outcome run_native(const Function& f, PyObject* const* args, Py_ssize_t nargs, P
   if (active_kernels == nullptr || !enabled || !no_modes()) return Outcome::delegate;
   if (f.binder == nullptr && f.maker == nullptr) return Outcome::delegate;
   PyObject* slot[kMaxParameters] = {};
-  if (!parse(f, args, nargs, kwnames, slot)) return Outcome::delegate;
+  THPObjectPtr rest;
+  if (!parse(f, args, nargs, kwnames, slot, rest)) return Outcome::delegate;
   RECORD_FUNCTION(f.name, c10::ArrayRef<const c10::IValue>{});
   at::Tensor made;
   const Outcome outcome = f.maker != nullptr ? f.maker(slot, made) : f.binder(f.op, slot);
@@ -137,7 +150,7 @@ bool needs_guard(const Function& f, PyObject* const* args, Py_ssize_t count) {
   const at::Tensor* const x = guardable(args[0]);
   if (x == nullptr) return false;
   if (x->is_inference() && !c10::InferenceMode::is_enabled()) return true;
-  if (f.indexes) return true;
+  if (f.always) return true;
   if (f.divides && !x->is_floating_point() && !x->is_complex()) return true;
   for (Py_ssize_t i = 1; i < count; ++i) {
     const at::Tensor* const operand = guardable(args[i]);
@@ -230,6 +243,11 @@ bool parse_signature(const std::string& signature, Function& f) {
     if (last || (ch == ',' && depth == 0)) {
       if (name == "*") {
         keyword_only = true;
+      } else if (name[0] == '*') { // takes the rest of them, and what follows is for keywords only
+        if (f.parameters == kMaxParameters) return false;
+        keyword_only = true;
+        f.rest = f.parameters;
+        f.parameter[f.parameters++] = PyUnicode_InternFromString(name.c_str() + 1);
       } else if (!name.empty() && name != "/") {
         if (f.parameters == kMaxParameters) return false;
         f.parameter[f.parameters++] = PyUnicode_InternFromString(name.c_str());
@@ -253,7 +271,7 @@ bool parse_signature(const std::string& signature, Function& f) {
 
 PyObject* make_function(const std::string& name, const std::string& kernel, const std::string& signature,
                         const std::string& doc, PyObject* delegate, PyObject* guarded, bool divides,
-                        bool indexes) {
+                        bool always) {
   if (function_count == kMaxFunctions) {
     PyErr_SetString(PyExc_RuntimeError, "make_function: no more entry points; raise kMaxFunctions");
     return nullptr;
@@ -279,7 +297,7 @@ PyObject* make_function(const std::string& name, const std::string& kernel, cons
   f.delegate = Py_NewRef(delegate);
   f.guarded = Py_NewRef(guarded);
   f.divides = divides;
-  f.indexes = indexes;
+  f.always = always;
   Function& stored = functions[function_count];
   stored = std::move(f);
   stored.definition.ml_name = stored.name.c_str();

@@ -9,11 +9,11 @@ namespace inplace_ext {
 // A built-in function `name` with torch's signature. Calls that the fast path of `kernel` takes run there;
 // all others go, with the same arguments, to torch's method `delegate`, or to `guarded`, the same method
 // behind checks that cost time, where the tensors call for it; `divides` is true of divisions, whose integers
-// do, and `indexes` of operations with an index, which all do. `kernel` is empty where the operation only
+// do, and `always` of operations all of whose calls do. `kernel` is empty where the operation only
 // delegates. New reference, or null with a Python error set.
 PyObject* make_function(const std::string& name, const std::string& kernel, const std::string& signature,
                         const std::string& doc, PyObject* delegate, PyObject* guarded, bool divides,
-                        bool indexes);
+                        bool always);
 
 // Called as hook(exception, name, args, kwargs) when a delegate raises; returns the exception to raise or
 // None.

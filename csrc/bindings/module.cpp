@@ -48,7 +48,7 @@ std::string path_name() {
       "draws",       "tiled_draws", "gathered_draws", "buffered",     "tiles",         "cycles",
       "strips",      "panels",      "large_panels",   "gathered",     "index_rows",    "index_elements",
       "mask_blocks", "mask_rows",   "mask_elements",  "flat",         "strided",       "across",
-      "wide",        "listed"};
+      "wide",        "listed",      "metadata"};
   switch (last_path.taken) {
     case Taken::none:
       return "";
@@ -234,14 +234,14 @@ PYBIND11_MODULE(_C, m) {
       "make_function",
       [](const std::string& name, const py::object& kernel, const std::string& signature,
          const std::string& doc, const py::object& delegate, const py::object& guarded, bool divides,
-         bool indexes) {
+         bool always) {
         PyObject* f = make_function(name, kernel.is_none() ? "" : kernel.cast<std::string>(), signature, doc,
-                                    delegate.ptr(), guarded.ptr(), divides, indexes);
+                                    delegate.ptr(), guarded.ptr(), divides, always);
         if (f == nullptr) throw py::error_already_set();
         return py::reinterpret_steal<py::object>(f);
       },
       py::arg("name"), py::arg("kernel_name"), py::arg("signature"), py::arg("doc"), py::arg("delegate"),
-      py::arg("guarded"), py::arg("divides"), py::arg("indexes"));
+      py::arg("guarded"), py::arg("divides"), py::arg("always"));
   m.def("set_error_hook", [](const py::object& hook) { set_error_hook(hook.ptr()); });
   m.def("set_traced",
         [](const py::object& type, const py::object& hook) { set_traced(type.ptr(), hook.ptr()); });

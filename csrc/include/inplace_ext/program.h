@@ -153,9 +153,10 @@ constexpr int kByDestination = -1;
 // `step` is 0. Dims of the former kind keep their order.
 struct Indexed {
   Put put;
-  DType dtype; // of x and source
-  bool scaled; // `scalar` is alpha
-  bool rows;   // no index moves along dim 0
+  DType dtype;   // of x and source
+  bool scaled;   // `scalar` is alpha
+  bool rows;     // no index moves along dim 0
+  bool negative; // some index counts from the end
   char* data;
   const char* source;
   Scalar scalar; // in the form of the moves for fill, of the compute type for add
@@ -237,6 +238,8 @@ enum class Path : uint8_t {
   across,
   wide,
   listed,
+  // Sizes and strides alone.
+  metadata,
 };
 
 // One operation over contiguous arrays of its dtype, a mask in bytes:
@@ -256,7 +259,7 @@ struct OpKernels {
 };
 
 // What a CPU kernel library exports, one library per instruction set.
-constexpr uint32_t kAbiVersion = 11;
+constexpr uint32_t kAbiVersion = 12;
 struct CpuKernels {
   uint32_t abi, table; // kAbiVersion and table_fingerprint() of the build
   int vector_bytes;
