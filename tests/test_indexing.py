@@ -340,10 +340,10 @@ def test_scatter(dtype: torch.dtype, layout: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.uint8], ids=dtype_name)
-@pytest.mark.parametrize("rows,columns", [(1024, 1041), (2048, 1031), (40, 100)])
+@pytest.mark.parametrize("rows,columns", [(2048, 2061), (8192, 1031), (40, 100)])
 def test_scatter_to_rows_of_a_large_matrix(dtype: torch.dtype, rows: int, columns: int) -> None:
     """In strips of columns, which end within a line; what the index leaves out stays."""
-    path = "columns" if rows * columns * dtype.itemsize > 1 << 20 else "index_elements"
+    path = "columns" if rows * columns * dtype.itemsize > 8 << 20 else "index_elements"
     x = make((rows, columns + 3), dtype, "contiguous")[:, 1:-2]
     index = index_of(rows * columns, rows, 1).view(rows, columns)
     source = make((rows, columns), dtype, "contiguous", 5, 0)

@@ -74,12 +74,17 @@ def without_dim(arguments: Arguments, *more: Any) -> Arguments:
     return lambda x: (*arguments(x)[1:], *more)
 
 
-def scattered(dim: int, source: bool = True) -> Arguments:
-    return lambda x: (
-        dim,
-        torch.randint(0, x.shape[dim], x.shape, device=x.device),
-        values(x, *x.shape) if source else 7,
-    )
+def scattered(dim: int, source: bool = True, transposed: bool = False) -> Arguments:
+    def arguments(x: torch.Tensor) -> tuple[Any, ...]:
+        index = torch.randint(0, x.shape[dim], x.shape, device=x.device)
+        index = index.t().contiguous().t() if transposed else index
+        return (dim, index, values(x, *x.shape) if source else 7)
+
+    return arguments
+
+
+def from_the_end(x: torch.Tensor, n: int) -> torch.Tensor:
+    return torch.randint(-n, n, (n,), device=x.device)
 
 
 def masked(p: float, source: bool = False, dims: int = 99) -> Arguments:
@@ -104,6 +109,9 @@ def fixed(index: Any, *shape: int) -> Arguments:
 
 MI = 1 << 20
 FLAT, ROWS, NARROW, SQUARE, SMALL = (16 * MI,), (1 << 16, 256), (MI, 8), (4096, 4096), (64, 16)
+#: In cache: what a point, a line and a row cost.
+MIDDLE, SHORT, TINY = (300, 500), (2000, 100), (30, 20)
+SCATTERS = ("scatter_", "scatter_add_")
 ALONG = ("index_fill_", "index_copy_", "index_add_")
 OTHERS = (torch.bfloat16, torch.float64)
 
@@ -131,7 +139,25 @@ LINES = [
     *(Line(op, (16,), "half of the elements", of(op, 0), quick=True) for op in ALONG),
     Line("index_copy_", (1024, 4096), "transposed rows", along(0), view=torch.t),
     *(Line(op, (4096, 1024), f"dim {dim}", scattered(dim), quick=dim == 1)
-      for op in ("scatter_", "scatter_add_") for dim in (0, 1)),
+      for op in SCATTERS for dim in (0, 1)),
+    *(Line(op, shape, f"dim {dim} of {shape[0]} x {shape[1]}", scattered(dim), quick=True)
+      for op in SCATTERS for shape in (MIDDLE, SHORT) for dim in (0, 1)),
+    *(Line(op, MIDDLE, f"dim {dim}, transposed index", scattered(dim, transposed=True), quick=True)
+      for op in SCATTERS for dim in (0, 1)),
+    *(Line(op, MIDDLE, f"dim {dim}, transposed", scattered(dim), view=torch.t, quick=True)
+      for op in SCATTERS for dim in (0, 1)),
+    *(Line(op, MIDDLE, "columns of 300 x 500", of(op, 1), quick=True) for op in ALONG),
+    Line("index_fill_", MIDDLE, "columns from the end", along(1, from_the_end, False), quick=True),
+    Line("put_", (100_000,), "from the end", without_dim(along(0, from_the_end)), quick=True),
+    *(Line("setitem_", SHORT, "1:, 2:-1, a number", fixed((slice(1, None), slice(2, -1))), d, quick=True)
+      for d in (torch.float32, torch.bfloat16, torch.uint8)),
+    Line("setitem_", SHORT, "1:, 2:-1", fixed((slice(1, None), slice(2, -1)), 1999, 97), quick=True),
+    Line("setitem_", MIDDLE, "::2, ::3, a number",
+         fixed((slice(None, None, 2), slice(None, None, 3))), quick=True),
+    Line("setitem_", SHORT, "a mask, p=0.5, a number", masked(0.5), torch.bool, quick=True),
+    Line("masked_fill_", TINY, "a mask of columns", lambda x: (torch.rand(20, device=x.device) < 0.5, 7),
+         quick=True),
+    Line("masked_scatter_", TINY, "a mask, p=0.5, transposed", masked(0.5, True), view=torch.t, quick=True),
     Line("scatter_", (4096, 1024), "dim 1, a number", scattered(1, False)),
     Line("scatter_", SMALL, "dim 1 of 64 x 16", scattered(1), quick=True),
     Line("scatter_", (64, 10), "one-hot", lambda x: (1, repeated(64)(x, 10).view(64, 1), 1), quick=True),

@@ -21,7 +21,7 @@ constexpr int64_t kElementCost = 4, kRowCost = 1;
 // A row is shared among threads where each gets this much of it at least, in bytes.
 constexpr int64_t kSharedRow = 1024;
 // From which on rows, in bytes, and lines of elements are filled by the kernels for masks.
-constexpr int64_t kLeastRow = 64, kLeastLine = 64;
+constexpr int64_t kLeastRow = 64, kLeastLine = 8;
 
 template <class T>
 using Dims = c10::SmallVector<T, kMaxDims>;
@@ -61,22 +61,26 @@ struct Rule {
   PyObject** error; // where it is out of range
 };
 
-// Whether all indices are in range; else a Python error that names the first one is set. Those on a device
-// are looked at there.
-bool check_range(const Rule& rule, const at::Tensor& index, int64_t length, int64_t dim) {
+// Whether all indices are in range, and whether some count from the end; else a Python error that names the
+// first one is set. Those on a device are looked at there.
+bool check_range(const Rule& rule, Indexed& call, const at::Tensor& index, int64_t length, int64_t dim) {
   if (device_kernels(index) != nullptr) return true;
-  const int64_t low = rule.negative ? -length : 0;
   const bool wide = index.scalar_type() == at::kLong;
   const int64_t item = index.element_size();
   const CpuKernels& kernels = *active_kernels;
-  std::atomic<bool> good{true};
-  all_lines(index, [&](const char* p, int64_t step, int64_t n) {
-    parallel(n, 1, [&](int64_t begin, int64_t end) {
-      if (!kernels.in_range(p + begin * step, wide, step, end - begin, low, length)) good = false;
+  const auto are_from = [&](int64_t low) {
+    std::atomic<bool> good{true};
+    return all_lines(index, [&](const char* p, int64_t step, int64_t n) {
+      parallel(n, 1, [&](int64_t begin, int64_t end) {
+        if (!kernels.in_range(p + begin * step, wide, step, end - begin, low, length)) good = false;
+      });
+      return good.load();
     });
-    return good.load();
-  });
-  if (good) return true;
+  };
+  if (are_from(0)) return true;
+  const int64_t low = rule.negative ? -length : 0;
+  call.negative = rule.negative && are_from(low);
+  if (call.negative) return true;
   const char* const data = static_cast<const char*>(index.const_data_ptr());
   for (int64_t i = 0; i < index.numel(); ++i) {
     int64_t rest = i, offset = 0;
@@ -112,7 +116,7 @@ using Loops = Dims<Loop>;
 
 // Puts the dims, which come in C order, into the order in which x is walked through best. False if they are
 // too many.
-bool lay_out(Indexed& call, const Loops& loops) {
+bool lay_out(Indexed& call, const Loops& loops, const at::Tensor& x) {
   int64_t stride = INT64_MAX; // between neighbours by index
   for (int k = 0; k < call.indices; ++k) stride = std::min(stride, call.index[k].stride);
   Loops near, points, far;
@@ -122,6 +126,13 @@ bool lay_out(Indexed& call, const Loops& loops) {
   }
   const auto by_step = [](const Loop& a, const Loop& b) { return a.step < b.step; };
   std::stable_sort(near.begin(), near.end(), by_step);
+  // Where the index moves along both, what is read decides which is walked first: the places are anywhere. A
+  // device keeps its threads on neighbours in x.
+  const auto reads = [](const Loop& loop) {
+    return std::abs(loop.index_step[0]) + std::abs(loop.source_step);
+  };
+  const bool points_first = device_kernels(x) == nullptr && !near.empty() && !points.empty() &&
+                            near[0].index_step[0] != 0 && reads(points[0]) < reads(near[0]);
   std::stable_sort(far.begin(), far.end(), by_step);
   call.dims = 0;
   const auto append = [&](const Loop& loop) {
@@ -131,7 +142,7 @@ bool lay_out(Indexed& call, const Loops& loops) {
     for (int k = 0; k < call.indices; ++k) call.index[k].step[d] = loop.index_step[k];
     return true;
   };
-  for (const Loops* part : {&near, &points, &far}) {
+  for (const Loops* part : {points_first ? &points : &near, points_first ? &near : &points, &far}) {
     for (const Loop& loop : *part) {
       const int d = call.dims - 1;
       bool merge = d >= 0 && loop.step == call.step[d] * call.size[d] &&
@@ -264,8 +275,8 @@ Outcome run_along(const Rule& rule, Put put, const Target& t, const at::Tensor& 
     }
     loops.push_back(loop);
   }
-  if (!lay_out(call, loops)) return Outcome::delegate;
-  if (!check_range(rule, index, t.length, t.dim)) return Outcome::error;
+  if (!lay_out(call, loops, x)) return Outcome::delegate;
+  if (!check_range(rule, call, index, t.length, t.dim)) return Outcome::error;
   run(call, rule, x);
   return Outcome::done;
 }
@@ -372,11 +383,11 @@ Outcome run_scatter(const Rule& rule, Put put, const Target& t, const at::Tensor
     loop.index_step[0] = index.stride(d) * static_cast<int64_t>(index.element_size());
     loops.push_back(loop);
   }
-  if (!lay_out(call, loops)) return Outcome::delegate;
+  if (!lay_out(call, loops, x)) return Outcome::delegate;
   at::Tensor numbers;
   if (source != nullptr && device_kernels(x) != nullptr && !make_points(call, x, numbers))
     return Outcome::delegate;
-  if (!check_range(rule, index, t.length, t.dim)) return Outcome::error;
+  if (!check_range(rule, call, index, t.length, t.dim)) return Outcome::error;
   run(call, rule, x);
   return Outcome::done;
 }
@@ -442,8 +453,8 @@ Outcome bind_put(Op, Slots slot) {
       loops.push_back(loop);
     }
   }
-  if (!lay_out(call, loops)) return Outcome::delegate;
-  if (!check_range(rule, *index, x->numel(), 0)) return Outcome::error;
+  if (!lay_out(call, loops, *x)) return Outcome::delegate;
+  if (!check_range(rule, call, *index, x->numel(), 0)) return Outcome::error;
   run(call, rule, *x);
   return Outcome::done;
 }
@@ -503,11 +514,13 @@ int64_t numel(const Masked& call) {
 struct MaskParts {
   const Masked& call;
   int64_t n, parts;
-  std::vector<int64_t> before;
-  explicit MaskParts(const Masked& masked) : call(masked), n(numel(masked)) {
+  c10::SmallVector<int64_t, 8> before;
+  // With `enough` for all of its elements the count is of use to threads alone.
+  explicit MaskParts(const Masked& masked, bool enough = false) : call(masked), n(numel(masked)) {
     const int64_t work = n * std::max<int64_t>(masked.row * kRowCost, 1);
     parts = std::clamp<int64_t>(work / kGrain, 1, at::get_num_threads());
-    before.resize(parts + 1);
+    before.resize(parts + 1, 0);
+    if (enough && parts == 1) return;
     for_parts([&](int64_t part, int64_t begin, int64_t end) {
       before[part + 1] = active_kernels->count_mask(call, begin, end);
     });
@@ -549,7 +562,9 @@ Outcome bind_masked_scatter(Op, Slots slot) {
   Outcome taken = reads_mask.open(*x, *mask);
   if (taken == Outcome::done) taken = reads_source.open(*x, *source, /*torch_refuses=*/false);
   if (taken != Outcome::done) return taken;
-  const at::Tensor expanded = reads_mask.tensor->expand_as(*x), from = reads_source.tensor->contiguous();
+  const at::Tensor expanded =
+      reads_mask.tensor->sizes() == x->sizes() ? *reads_mask.tensor : reads_mask.tensor->expand_as(*x);
+  const at::Tensor from = reads_source.tensor->contiguous();
   call.put = Put::copy;
   call.source = static_cast<const char*>(from.const_data_ptr());
   call.source_step = call.source_inner = item_size(call.dtype);
@@ -558,7 +573,7 @@ Outcome bind_masked_scatter(Op, Slots slot) {
     put_masked_on_device(call, from.numel() / call.row, /*exactly=*/false, *x);
     return Outcome::done;
   }
-  const MaskParts parts(call);
+  const MaskParts parts(call, from.numel() >= x->numel());
   if (parts.count() > from.numel()) {
     PyErr_Format(
         PyExc_RuntimeError,
@@ -772,9 +787,10 @@ Outcome put_entries(const Rule& rule, const at::Tensor& x, DType dtype, const Vi
     }
     call.source = static_cast<const char*>(source.const_data_ptr());
   }
-  if (!lay_out(call, loops)) return Outcome::delegate;
+  if (!lay_out(call, loops, x)) return Outcome::delegate;
   for (int k = 0; k < call.indices; ++k) {
-    if (!check_range(rule, *reads[k].tensor, call.index[k].length, indices[k].dim)) return Outcome::error;
+    if (!check_range(rule, call, *reads[k].tensor, call.index[k].length, indices[k].dim))
+      return Outcome::error;
   }
   run(call, rule, x);
   return Outcome::done;

@@ -53,6 +53,8 @@ namespace {
 // Rows shorter than this are not worth a call each: pieces then span rows, through staging where needed. A
 // row that needs staging anyway, or a number of its own, must be longer to be worth a piece of its own.
 constexpr int64_t kShortStagedRow = 64, kShortNumberedRow = 48, kShortCopiedRow = 2048;
+// Rows of this many bytes ask for memory ahead while they are filled.
+constexpr int64_t kLongFilledRow = 2048;
 // Where permutations put the numbers of rows into a buffer, that is worth it for rows shorter than this; than
 // kShortStagedRow for rows of whole vectors of a tensor that the second-level cache holds.
 constexpr int64_t kMaxRepeated = 128, kCachedBytes = 1 << 20;
@@ -496,6 +498,14 @@ class Executor {
 
   Path run(int64_t begin, int64_t end) {
     if (begin >= end) return path_;
+    if (fills() && space_.dims > 0 && !blocked_) {
+      const Slot& x = slot_[program_.stage[1].b];
+      const bool apart = x.arg->stride[0] > 8 * x.item || (x.arg->stride[0] > x.item && space_.size[0] < 16);
+      if (apart && !x.linear) {
+        with_word(x.want, [&](auto word) { fill_apart<decltype(word)>(x, begin, end); });
+        return path_;
+      }
+    }
     repeat_rows();
     repeat_numbers(end - begin);
     if (!blocked_) {
@@ -565,6 +575,11 @@ class Executor {
     if (pipeline_) compile(stages);
   }
 
+  // Whether a number is written everywhere.
+  bool fills() const {
+    return move_ && program_.stage[0].b_kind == Operand::scalar;
+  }
+
   // Decides how the space is cut into pieces, and with that how each tensor is read on a piece.
   void cut() {
     plain_ = true;
@@ -603,9 +618,10 @@ class Executor {
       chunk_ = min(chunk_, max(kStridedBytes / longest & -kMinStrided, kMinStrided));
     chunk_rows_ = space_.dims > 1 ? chunk_ / row : 0;
     chunk_rest_ = chunk_ - chunk_rows_ * row;
-    const int64_t worth = numbers && (single_ || move_) && !converts && !strides ? short_numbered_row(row)
-                          : converts || strides || !single_                      ? kShortStagedRow
-                                                                                 : short_row(widest);
+    const int64_t worth = fills() && !strides                                      ? kVectorBytes / widest
+                          : numbers && (single_ || move_) && !converts && !strides ? short_numbered_row(row)
+                          : converts || strides || !single_                        ? kShortStagedRow
+                                                                                   : short_row(widest);
     const bool worth_a_call = row >= worth;
     by_row_ = !plain_ && (blocked_ || space_.dims == 1 || (!repeats && worth_a_call));
     staged_ = gathers_ = false;
@@ -1286,11 +1302,46 @@ class Executor {
     const Slot& dst = slot_[program_.stage[1].b];
     char* const out = ptr[program_.stage[1].b];
     if (source.b_kind == Operand::scalar) {
-      fill(out, dst.want, program_.scalar[source.b], n);
+      // Converted once, and a buffer that is put back keeps what it was filled with.
+      if (!filling_) fill(&value_, dst.want, program_.scalar[source.b], 1);
+      filling_ = true;
+      if (dst.kind != Kind::staged || n > filled_) splat(out, dst.want, &value_, dst.want, n);
+      if (dst.kind == Kind::staged) filled_ = max(filled_, n);
     } else if (slot_[source.b].kind == Kind::splat) {
       splat(out, dst.want, ptr[source.b], slot_[source.b].want, n);
     } else {
       convert(out, dst.want, ptr[source.b], slot_[source.b].want, n);
+    }
+  }
+  // Elements far apart, or few in a row: vectors that put the value between what is there do not pay.
+  template <class W>
+  void fill_apart(const Slot& x, int64_t begin, int64_t end) {
+    W value;
+    fill(&value, x.want, program_.scalar[program_.stage[0].b], 1);
+    int64_t index[kMaxDims];
+    seek(begin, index);
+    char* base[kMaxTensors] = {};
+    const int t = program_.stage[1].b;
+    base[t] = address(x, index);
+    const int64_t row = space_.size[0], step = x.arg->stride[0];
+    const int64_t rows = space_.dims > 1 ? space_.size[1] : 1,
+                  row_step = space_.dims > 1 ? x.arg->stride[1] : 0;
+    const auto store = [&](char* p, int64_t n) __attribute__((always_inline)) {
+      for (int64_t i = 0; i < n; ++i) std::memcpy(p + i * step, &value, sizeof(W));
+    };
+    for (int64_t i = begin; i < end;) {
+      if (index[0] > 0 || end - i < row || space_.dims == 1) {
+        const int64_t n = min(end - i, row - index[0]);
+        store(base[t], n);
+        i += n;
+      } else {
+        const int64_t whole = min((end - i) / row, rows - index[1]);
+        for (int64_t r = 0; r < whole; ++r) store(base[t] + r * row_step, row);
+        i += whole * row;
+        index[1] += whole - 1;
+        base[t] += (whole - 1) * row_step;
+      }
+      if (i < end) next_row(index, base);
     }
   }
   // Whole rows along dim 1 with nothing staged.
@@ -1303,6 +1354,20 @@ class Executor {
     const int64_t from_step = source.b_kind == Operand::tensor ? src.arg->stride[1] : 0;
     char* ptr[kMaxTensors];
     ptr[to] = base[to];
+    if (fills() && bytes < kLongFilledRow) {
+      alignas(64) char pattern[kVectorBytes];
+      fill(pattern, dst.want, program_.scalar[from], kVectorBytes / dst.want_item);
+      const auto v = Vec<uint8_t>::load(pattern);
+      for (int64_t r = 0; r < rows; ++r) {
+        char* const row = base[to] + r * to_step;
+        if (bytes < 2 * kVectorBytes && bytes >= kVectorBytes) {
+          v.store(row), v.store(row + bytes - kVectorBytes);
+        } else {
+          fill_row(row, pattern, bytes, dst.want_item);
+        }
+      }
+      return;
+    }
     if (source.b_kind == Operand::tensor) ptr[from] = base[from];
     for (int64_t r = 0; r < rows; ++r) {
       if (copies) {
@@ -1341,6 +1406,9 @@ class Executor {
   const Space& space_;
   Slot slot_[kMaxTensors];
   bool single_ = false, move_ = false, pipeline_ = false;
+  bool filling_ = false;                    // a fill, whose value has been converted
+  uint64_t value_ = 0;                      // in the dtype that is filled
+  int64_t filled_ = 0;                      // elements of a staged fill's buffer
   bool plain_ = false;                      // every tensor is an array over the whole space, or one element
   bool by_row_ = false;                     // pieces do not cross rows
   bool staged_ = false;                     // some tensor is read through a buffer

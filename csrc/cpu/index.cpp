@@ -3,6 +3,7 @@
 // The points of one destination are visited in their own order, whatever the order of the other dims, so that
 // of several copies to one place the last stays, and sums are taken in the order of the index.
 #include <algorithm>
+#include <bit>
 #include <cstdlib>
 
 #include "rows.h"
@@ -21,20 +22,6 @@ constexpr int64_t kNear = 256 << 10;
 // Elements of a source that is gathered before it is added.
 constexpr int64_t kGathered = 512;
 
-// Calls f with a word of the size of the elements: fills and copies are the same for all types of a size.
-template <class F>
-void with_word(DType dtype, F f) {
-  switch (item_size(dtype)) {
-    case 1:
-      return f(uint8_t{});
-    case 2:
-      return f(uint16_t{});
-    case 4:
-      return f(uint32_t{});
-    default:
-      return f(uint64_t{});
-  }
-}
 template <class F>
 void with_storage(DType dtype, F f) {
   switch (dtype) {
@@ -60,37 +47,64 @@ IE_INLINE void write(char* p, T v) {
 
 template <class S>
 IE_INLINE ComputeOf<S> read_compute(const char* p) {
-  if constexpr (is_half_v<S>) {
+  if constexpr (std::is_same_v<S, bfloat16_t>) {
+#if defined(__SSE2__)
+    return _mm_cvtss_f32(_mm_castsi128_ps(_mm_slli_epi32(_mm_cvtsi32_si128(read<uint16_t>(p)), 16)));
+#else
+    return std::bit_cast<float>(uint32_t{read<uint16_t>(p)} << 16);
+#endif
+  } else if constexpr (is_half_v<S>) {
+#if defined(__F16C__)
+    return _cvtsh_ss(read<uint16_t>(p));
+#else
     return from_bits(half_bits{read<uint16_t>(p)}, S{}).v[0];
+#endif
   } else if constexpr (std::is_same_v<S, bool_t>) {
     return read<uint8_t>(p) != 0;
   } else {
     return read<S>(p);
   }
 }
+// As the vectors of lanes.h round, one at a time.
 template <class S>
 IE_INLINE void write_compute(char* p, ComputeOf<S> v) {
-  if constexpr (is_half_v<S>) {
+  if constexpr (std::is_same_v<S, bfloat16_t>) {
+    const uint32_t u = std::bit_cast<uint32_t>(v);
+    write<uint16_t>(p, (u + 0x7fff + ((u >> 16) & 1)) >> 16);
+    if (__builtin_expect(u + u > 0xff000000, 0))
+      write<uint16_t>(p, 0x7fc0); // a NaN, after the store: no register waits
+  } else if constexpr (is_half_v<S>) {
+#if defined(__F16C__)
+    write<uint16_t>(p, _cvtss_sh(v, _MM_FROUND_TO_NEAREST_INT));
+#else
     write<uint16_t>(p, to_bits(Vec<float>(v), S{})[0]);
+#endif
   } else {
     write(p, v);
   }
 }
 // The loops for rows add the same way: fused where they are, rounded once for 16-bit floats.
-template <class S>
+template <class S, bool kScaled>
 struct Adder {
   using C = ComputeOf<S>;
   C alpha;
-  bool scaled;
-  explicit Adder(const Indexed& call) : alpha(scalar_as<C>(call.scalar)), scaled(call.scaled) {}
+  explicit Adder(const Indexed& call) : alpha(scalar_as<C>(call.scalar)) {}
   IE_INLINE void operator()(char* x, const char* source) const {
+#if defined(__F16C__)
+    if constexpr (std::is_same_v<S, half_t> && !kScaled) { // one conversion for both
+      const __m128i both = _mm_insert_epi16(_mm_cvtsi32_si128(read<uint16_t>(x)), read<uint16_t>(source), 1);
+      const __m128 wide = _mm_cvtph_ps(both);
+      const __m128i sum = _mm_cvtps_ph(_mm_add_ss(wide, _mm_movehdup_ps(wide)), _MM_FROUND_TO_NEAREST_INT);
+      return write<uint16_t>(x, _mm_cvtsi128_si32(sum));
+    }
+#endif
     const C a = read_compute<S>(x), b = read_compute<S>(source);
     if constexpr (std::is_same_v<S, bool_t>) {
       write_compute<S>(x, static_cast<C>(a | b));
     } else if constexpr (std::is_floating_point_v<C> && kHasFma) {
-      write_compute<S>(x, scaled ? std::fma(b, alpha, a) : a + b);
+      write_compute<S>(x, kScaled ? std::fma(b, alpha, a) : a + b);
     } else {
-      write_compute<S>(x, static_cast<C>(scaled ? a + b * alpha : a + b));
+      write_compute<S>(x, static_cast<C>(kScaled ? a + b * alpha : a + b));
     }
   }
 };
@@ -178,55 +192,80 @@ IE_INLINE void for_points(const Indexed& call, const Line& line, int d, int64_t 
     }
   }
 }
-// The same for elements with one index, all of them this thread's, and neighbours in memory with Dense. What
-// comes between two stores counts: a few places are known before the first of them is written. Memory is
-// asked for ahead: of what is read, past the ends of pages, where the processor's own prefetching stops; and
-// of the places of the next line, which it cannot foresee.
-template <class I, bool Dense, class F>
-IE_INLINE void for_elements(const Indexed& call, const Line& line, F f) {
-  constexpr int kBatch = 4, kBlock = 16;
-  const Index& index = call.index[0];
-  const int64_t n = call.size[0], step = call.step[0], source_step = call.source_step[0];
-  const int64_t index_step = Dense ? sizeof(I) : index.step[0], length = index.length, stride = index.stride;
-  char* x = line.data;
-  const char *source = line.source, *p = line.index[0];
-  const auto place = [&](int64_t i) __attribute__((always_inline)) {
-    const int64_t at = read<I>(p + i * index_step);
-    return x + i * step + (at + ((at >> 63) & length)) * stride;
-  };
-  const auto put = [&](auto count) __attribute__((always_inline)) {
-    char* to[count];
-    for (int k = 0; k < count; ++k) to[k] = place(k);
-    for (int k = 0; k < count; ++k) f(to[k], source + k * source_step);
-    x += count * step, source += count * source_step, p += count * index_step;
-  };
-  const auto ahead = [&](int64_t own, int64_t next) {
-    return call.dims > 1 && n * own < kStreamAhead ? kLinesAhead * next : kStreamAhead;
-  };
-  const int64_t index_ahead = ahead(index_step, index.step[1]);
-  const int64_t source_ahead = ahead(source_step, call.source_step[1]);
-  const char* next = line.data + (call.dims > 1 ? call.step[1] : 0);
-  const int64_t near = near_places(call), next_step = near == 0 ? 0 : near * kBlock / n;
-  int64_t i = 0;
-  for (; i + kBlock <= n; i += kBlock) {
-    __builtin_prefetch(source + source_ahead);
-    for (int64_t b = 0; b < kBlock * index_step && Dense; b += kLineBytes)
-      __builtin_prefetch(p + index_ahead + b);
-    for (int64_t b = 0; b < next_step; b += kLineBytes) __builtin_prefetch(next + b, 1);
-    next += next_step;
+// What is known where a loop over elements is compiled. kRow: the places of all points are those of the same
+// row, what is read are neighbours, and no index counts from the end; steps known here leave the registers to
+// the loop. kForward: no index does. kAny: some do.
+enum class Known : uint8_t { kRow, kForward, kAny };
+
+// The same as for_points() for elements of type W with one index, all of them this thread's. What comes
+// between two stores counts: a few places are known before the first of them is written. Memory is asked for
+// ahead: of what is read one after the other, past the ends of pages, where the processor's own prefetching
+// stops; of places that may be in any line; and of the places of the next line of points, which it cannot
+// foresee.
+template <class I, class W, Known kKnown>
+class Elements {
+  static constexpr bool kRow = kKnown == Known::kRow;
+
+ public:
+  explicit Elements(const Indexed& call)
+      : n_(call.size[0]),
+        length_(call.index[0].length),
+        stride_(call.index[0].stride),
+        step_(call.step[0]),
+        source_step_(call.source_step[0]),
+        index_step_(call.index[0].step[0]) {
+    const bool lines = call.dims > 1;
+    const auto ahead = [&](int64_t own, int64_t next) {
+      return lines && n_ * own < kStreamAhead ? kLinesAhead * next : kStreamAhead;
+    };
+    index_ahead_ = ahead(index_step_, call.index[0].step[1]);
+    source_ahead_ = ahead(source_step_, call.source_step[1]);
+    next_line_ = lines ? call.step[1] : 0;
+    next_step_ = near_places(call) * kBlock / n_;
+  }
+  template <class F>
+  IE_INLINE void run(const Line& line, F f) const {
+    const int64_t n = n_, length = length_;
+    const int64_t stride = kRow ? kItem : stride_, step = kRow ? 0 : step_;
+    const int64_t source_step = kRow ? kItem : source_step_, index_step = kRow ? kIndex : index_step_;
+    char* x = line.data;
+    const char *source = line.source, *p = line.index[0];
+    const auto put = [&](auto count) __attribute__((always_inline)) {
+      char* to[count];
+      for (int k = 0; k < count; ++k) {
+        int64_t at = read<I>(p);
+        if (kKnown == Known::kAny) at += (at >> 63) & length;
+        to[k] = x + at * stride;
+        if (!kRow) __builtin_prefetch(to[k], 1);
+        x += step, p += index_step;
+      }
+      for (int k = 0; k < count; ++k) f(to[k], source), source += source_step;
+    };
+    const char* next = line.data + next_line_;
+    int64_t i = 0;
+    for (; i + kBlock <= n; i += kBlock) {
+      // What is read with steps is in cache from the line before, or asked for by the processor.
+      for (int b = 0; b < kBlock * kItem && kRow; b += kLineBytes)
+        __builtin_prefetch(source + source_ahead_ + b);
+      for (int b = 0; b < kBlock * kIndex && kRow; b += kLineBytes) __builtin_prefetch(p + index_ahead_ + b);
+      for (int64_t b = 0; b < next_step_; b += kLineBytes) __builtin_prefetch(next + b, 1);
+      next += next_step_;
 #pragma GCC unroll 4
-    for (int k = 0; k < kBlock; k += kBatch) put(std::integral_constant<int, kBatch>());
+      for (int k = 0; k < kBlock; k += kBatch) put(std::integral_constant<int, kBatch>());
+    }
+    for (; i + kBatch <= n; i += kBatch) put(std::integral_constant<int, kBatch>());
+    for (; i < n; ++i) put(std::integral_constant<int, 1>());
   }
-  for (; i < n; ++i) put(std::integral_constant<int, 1>());
-}
-template <class I, class F>
-IE_INLINE void for_elements(const Indexed& call, const Line& line, F f) {
-  if (call.index[0].step[0] == sizeof(I)) {
-    for_elements<I, true>(call, line, f);
-  } else {
-    for_elements<I, false>(call, line, f);
+  static bool fits(const Indexed& call) {
+    return call.step[0] == 0 && call.index[0].stride == kItem && call.index[0].step[0] == kIndex &&
+           (call.put == Put::fill || call.source_step[0] == kItem);
   }
-}
+
+ private:
+  static constexpr int kBatch = 4, kBlock = 16, kIndex = sizeof(I), kItem = sizeof(W);
+  int64_t n_, length_, stride_, step_, source_step_, index_step_;
+  int64_t index_ahead_, source_ahead_, next_line_, next_step_;
+};
 
 // Calls f(line) for each index of the dims from `from` on.
 template <class F>
@@ -253,28 +292,47 @@ void for_lines(const Indexed& call, int from, F f) {
 
 void put_elements(const Indexed& call, int64_t begin, int64_t end) {
   const bool simple = call.indices == 1 && !shares_places(call, begin, end);
-  const auto run = [&](auto put) {
-    for_lines(call, 1, [&](const Line& line) {
-      if (!simple) {
-        for_points(call, line, 0, item_size(call.dtype), begin, end, put);
-      } else if (call.index[0].wide) {
-        for_elements<int64_t>(call, line, put);
-      } else {
-        for_elements<int32_t>(call, line, put);
+  const auto run = [&](auto word, auto put, auto for_rows) {
+    using W = decltype(word);
+    const auto run_as = [&]<class I, Known kKnown>() {
+      const Elements<I, W, kKnown> elements(call);
+      for_lines(call, 1, [&](const Line& line) { elements.run(line, put); });
+    };
+    const auto with_index = [&]<class I>() {
+      if constexpr (for_rows) {
+        if (Elements<I, W, Known::kRow>::fits(call)) return run_as.template operator()<I, Known::kRow>();
       }
-    });
+      run_as.template operator()<I, Known::kForward>();
+    };
+    if (!simple || (call.negative && !call.index[0].wide)) {
+      for_lines(call, 1,
+                [&](const Line& line) { for_points(call, line, 0, item_size(call.dtype), begin, end, put); });
+    } else if (call.negative) {
+      run_as.template operator()<int64_t, Known::kAny>();
+    } else {
+      call.index[0].wide ? with_index.template operator()<int64_t>()
+                         : with_index.template operator()<int32_t>();
+    }
   };
   if (call.put == Put::add) {
-    with_storage(call.dtype, [&](auto s) { run(Adder<decltype(s)>(call)); });
+    with_storage(call.dtype, [&](auto s) {
+      using S = decltype(s);
+      call.scaled ? run(s, Adder<S, true>(call), std::false_type{})
+                  : run(s, Adder<S, false>(call), std::true_type{});
+    });
   } else {
     with_word(call.dtype, [&](auto word) {
       using W = decltype(word);
       if (call.put == Put::fill) {
         W value;
         fill(&value, call.dtype, call.scalar, 1);
-        run([value](char* x, const char*) __attribute__((always_inline)) { write(x, value); });
+        run(
+            word, [value](char* x, const char*) __attribute__((always_inline)) { write(x, value); },
+            std::true_type{});
       } else {
-        run([](char* x, const char* s) __attribute__((always_inline)) { write(x, read<W>(s)); });
+        run(
+            word, [](char* x, const char* s) __attribute__((always_inline)) { write(x, read<W>(s)); },
+            std::true_type{});
       }
     });
   }
@@ -284,15 +342,15 @@ void put_elements(const Indexed& call, int64_t begin, int64_t end) {
 // bring in a line and have it written back. A strip of columns at a time is copied to where it stays in cache
 // and back, since rows of a power of two would share too few places of it. False where that is no help.
 bool put_columns(const Indexed& call, int64_t begin, int64_t end) {
-  constexpr int64_t kMostBytes = 1 << 20;
+  constexpr int64_t kStripBytes = 1 << 20, kLeastBytes = 8 << 20;
   constexpr int64_t kRowsAhead = 8;
   const Index& index = call.index[0];
   const int64_t item = item_size(call.dtype), columns = call.size[0], rows = index.length,
                 pitch = index.stride;
   const bool fits = call.dims == 2 && call.indices == 1 && call.step[0] == item && call.step[1] == 0 &&
                     pitch >= columns * item && call.size[1] >= rows / 2 && !shares_places(call, begin, end);
-  if (!fits || rows * columns * item <= kMostBytes || rows * kLineBytes > kMostBytes) return false;
-  const int64_t strip_bytes = std::min(kMostBytes / rows & -kLineBytes, 4 * kLineBytes);
+  if (!fits || rows * columns * item <= kLeastBytes || rows * kLineBytes > kStripBytes) return false;
+  const int64_t strip_bytes = std::min(kStripBytes / rows & -kLineBytes, 4 * kLineBytes);
   char* const strip = static_cast<char*>(std::aligned_alloc(kLineBytes, rows * strip_bytes));
   if (strip == nullptr) return false;
   for (int64_t first = 0; first < columns; first += strip_bytes / item) {
@@ -317,17 +375,6 @@ bool put_columns(const Indexed& call, int64_t begin, int64_t end) {
 
 // ---- rows: dim 0 lies the same way from every point -------------------------------------------------------
 
-// A row of copies of the vector at `pattern`, which holds whole elements.
-IE_INLINE void fill_row(char* x, const char* pattern, int64_t bytes) {
-  if (bytes >= kVectorBytes) {
-    const auto v = Vec<uint8_t>::load(pattern);
-    int64_t i = 0;
-    for (; i + kVectorBytes <= bytes; i += kVectorBytes) v.store(x + i);
-    if (i < bytes) v.store(x + bytes - kVectorBytes); // where it overlaps, it stores the same
-  } else {
-    copy_run(x, pattern, bytes);
-  }
-}
 // Rows of this many bytes are left to memcpy.
 constexpr int64_t kLongRow = 2048;
 IE_INLINE void copy_row(char* x, const char* source, int64_t bytes) {
@@ -386,16 +433,18 @@ void put_rows(const Indexed& call, int64_t begin, int64_t end) {
   if (call.put == Put::add) {
     if (step == item) return run(RowAdder(call));
     return with_storage(call.dtype, [&](auto s) {
-      const Adder<decltype(s)> add(call);
-      run([&](char* x, const char* source) {
-        for (int64_t i = 0; i < n; ++i) add(x + i * step, source + i * source_step);
-      });
+      const auto each = [&](auto add) {
+        run([&](char* x, const char* source) {
+          for (int64_t i = 0; i < n; ++i) add(x + i * step, source + i * source_step);
+        });
+      };
+      call.scaled ? each(Adder<decltype(s), true>(call)) : each(Adder<decltype(s), false>(call));
     });
   }
   alignas(64) char value[kVectorBytes];
   if (call.put == Put::fill) fill(value, call.dtype, call.scalar, kVectorBytes / item);
   if (step == item && call.put == Put::fill) {
-    run([&](char* x, const char*) { fill_row(x, value, bytes); });
+    run([&](char* x, const char*) { fill_row(x, value, bytes, item); });
   } else if (step == item && source_step == item) {
     run([&](char* x, const char* source) { copy_row(x, source, bytes); });
   } else if (step == item && source_step == 0) {
@@ -444,6 +493,12 @@ IE_INLINE uint64_t block_bits(const char* mask) {
 // The same of n bytes, fewer than a block, with a step between them.
 IE_INLINE uint64_t some_bits(const char* mask, int64_t step, int64_t n) {
   uint64_t bits = 0;
+#if defined(INPLACE_EXT_AVX512)
+  if (step == 1) {
+    const __m512i m = _mm512_maskz_loadu_epi8((uint64_t(1) << n) - 1, mask);
+    return _mm512_test_epi8_mask(m, m);
+  }
+#endif
   for (int64_t i = 0; i < n; ++i) bits |= static_cast<uint64_t>(mask[i * step] != 0) << i;
   return bits;
 }
@@ -468,17 +523,40 @@ IE_INLINE void for_bits(uint64_t bits, F f) {
 // touches its own line of the cache alone.
 constexpr int kFew = 4;
 
+#if defined(INPLACE_EXT_AVX512)
+// The lanes whose bit is set, and no other memory.
+template <class W>
+IE_INLINE void store_where(char* p, uint64_t bits, Vec<W> v) {
+  const __m512i lanes = (__m512i)v.v;
+  if constexpr (sizeof(W) == 1) {
+    _mm512_mask_storeu_epi8(p, bits, lanes);
+  } else if constexpr (sizeof(W) == 2) {
+    _mm512_mask_storeu_epi16(p, static_cast<__mmask32>(bits), lanes);
+  } else if constexpr (sizeof(W) == 4) {
+    _mm512_mask_storeu_epi32(p, static_cast<__mmask16>(bits), lanes);
+  } else {
+    _mm512_mask_storeu_epi64(p, static_cast<__mmask8>(bits), lanes);
+  }
+}
+#endif
+
 // x = value where the mask is true, of elements side by side.
 template <class W>
 void fill_block(char* x, const char* mask, int64_t n, uint64_t bits, W value) {
   if (bits == 0) return;
   const uint64_t all = n == kMaskBlock ? ~uint64_t(0) : (uint64_t(1) << n) - 1;
+  using V = Vec<W>;
+  const V v(value);
+#if defined(INPLACE_EXT_AVX512)
+  if (n < kMaskBlock) {
+    for (int i = 0; i < n; i += V::N) store_where(x + i * sizeof(W), bits >> i, v);
+    return;
+  }
+#endif
   if (n < kMaskBlock || (bits != all && __builtin_popcountll(bits) <= kFew)) {
     for_bits(bits, [&](int i) { write(x + i * sizeof(W), value); });
     return;
   }
-  using V = Vec<W>;
-  const V v(value);
   if (bits == all) {
 #pragma GCC unroll 8
     for (int i = 0; i < kMaskBlock; i += V::N) v.store(x + i * sizeof(W));
@@ -497,20 +575,19 @@ const char* expand_block(char* x, int64_t n, uint64_t bits, const char* source) 
 #if defined(INPLACE_EXT_AVX512)
   if constexpr (sizeof(W) >= 4) {
     constexpr int kLanes = 64 / sizeof(W);
-    constexpr uint64_t kAll = (uint64_t(1) << kLanes) - 1;
-    if (n == kMaskBlock && __builtin_popcountll(bits) > kFew) {
+    if (__builtin_popcountll(bits) > kFew) {
 #pragma GCC unroll 8
       for (int i = 0; i < kMaskBlock; i += kLanes) {
-        const auto m = static_cast<std::conditional_t<sizeof(W) == 4, __mmask16, __mmask8>>(bits >> i & kAll);
-        char* const p = x + i * sizeof(W);
-        const __m512i old = _mm512_loadu_si512(p);
+        if (i >= n) break;
+        using M = std::conditional_t<sizeof(W) == 4, __mmask16, __mmask8>;
+        const M m = static_cast<M>(bits >> i);
         __m512i next;
         if constexpr (sizeof(W) == 4) {
-          next = _mm512_mask_expandloadu_epi32(old, m, source);
+          next = _mm512_maskz_expandloadu_epi32(m, source);
         } else {
-          next = _mm512_mask_expandloadu_epi64(old, m, source);
+          next = _mm512_maskz_expandloadu_epi64(m, source);
         }
-        _mm512_storeu_si512(p, next);
+        store_where(x + i * sizeof(W), m, Vec<W>((typename Vec<W>::raw)next));
         source += __builtin_popcount(m) * sizeof(W);
       }
       return source;
@@ -566,7 +643,7 @@ Path put_masked(const Masked& call, int64_t begin, int64_t end, const char* sour
         for_bits(bits, [&](int i) {
           char* const p = x + (first + i) * step;
           if (filling) {
-            call.row == 1 ? write(p, value) : fill_row(p, pattern, bytes);
+            call.row == 1 ? write(p, value) : fill_row(p, pattern, bytes, item);
           } else if (call.row == 1) {
             write(p, read<W>(source));
           } else if (call.source_inner == 0) {
@@ -601,7 +678,7 @@ bool all_in_range(const char* p, int64_t step, int64_t n, int64_t low, int64_t h
       constexpr int64_t kLine = kLineBytes / sizeof(I);
       int64_t i = 0;
       for (; i + kLine <= m; i += kLine) {
-        __builtin_prefetch(block + i * static_cast<int64_t>(sizeof(I)) + kStreamAhead);
+        __builtin_prefetch(block + i * static_cast<int64_t>(sizeof(I)) + 2 * kStreamAhead);
         look(i, i + kLine, sizeof(I));
       }
       look(i, m, sizeof(I));

@@ -132,6 +132,35 @@ IE_INLINE void copy_run(char* dst, const char* src, int64_t bytes) {
     for (int64_t i = 0; i < bytes; ++i) dst[i] = src[i];
   }
 }
+// Calls f with a word of the size of the elements: fills and copies are the same for all types of a size.
+template <class F>
+IE_INLINE void with_word(DType dtype, F f) {
+  switch (item_size(dtype)) {
+    case 1:
+      return f(uint8_t{});
+    case 2:
+      return f(uint16_t{});
+    case 4:
+      return f(uint32_t{});
+    default:
+      return f(uint64_t{});
+  }
+}
+// A row of copies of the vector at `pattern`, which holds elements of so many bytes. Stores overlap at the
+// ends, where they store the same; from two vectors on those between are aligned, since one across two lines
+// of the cache counts twice.
+IE_INLINE void fill_row(char* x, const char* pattern, int64_t bytes, int item) {
+  if (bytes < kVectorBytes) return copy_run(x, pattern, bytes);
+  const auto v = Vec<uint8_t>::load(pattern);
+  const auto at = reinterpret_cast<uintptr_t>(x);
+  int64_t i = 0;
+  if (bytes >= 2 * kVectorBytes && (at & (item - 1)) == 0) {
+    v.store(x);
+    i = kVectorBytes - static_cast<int64_t>(at % kVectorBytes);
+  }
+  for (; i + kVectorBytes <= bytes; i += kVectorBytes) v.store(x + i);
+  if (i < bytes) v.store(x + bytes - kVectorBytes);
+}
 #if defined(INPLACE_EXT_AVX512)
 // By way of memory; out of line, for it is in every loop, which most end with. GCC 12 does not clear the
 // upper halves of the registers behind a function that takes a vector: the caller's SSE code would then run
