@@ -339,6 +339,82 @@ def test_scatter(dtype: torch.dtype, layout: str) -> None:
                 )
 
 
+@pytest.mark.parametrize("transposed", list(itertools.product([False, True], repeat=3)))
+@pytest.mark.parametrize("dim", [0, 1])
+def test_scatter_walks_any_of_its_tensors_across(dim: int, transposed: tuple[bool, bool, bool]) -> None:
+    """Whichever dim is walked first, the last of the same place stays and sums are in order."""
+
+    def laid(values: torch.Tensor, across: bool) -> torch.Tensor:
+        return values.t().contiguous().t() if across else values
+
+    for rows, columns in ((13, 37), (50, 7), (1, 90)):
+        x = laid(torch.rand(rows, columns), transposed[0])
+        index = laid(index_of(rows * columns, x.shape[dim], 3).view(rows, columns), transposed[1])
+        source = laid(torch.rand(rows, columns) * 1e3, transposed[2])
+        want = clone_strided(x)
+        for place in itertools.product(range(rows), range(columns)):
+            to = list(place)
+            to[dim] = int(index[place])
+            want[tuple(to)] = source[place]
+        call("scatter_", x, dim, index, source, want=want, path="index_elements")
+        call("scatter_", x, dim, index, 7, path="index_elements")
+        call("scatter_add_", x, dim, index, source, want=scatter_added(x, dim, index, source))
+
+
+@pytest.mark.skipif(not CAPABILITIES, reason="no compiled module")
+@pytest.mark.parametrize("dtype", HALVES, ids=dtype_name)
+def test_16_bit_additions_are_those_of_add(dtype: torch.dtype, capability: str) -> None:
+    """Bit for bit, for every number beside others; of two NaN the compiler chooses one."""
+
+    def check(found: torch.Tensor, want: torch.Tensor, source: torch.Tensor) -> None:
+        same = found.view(torch.int16) == want.view(torch.int16)
+        assert (same | (numbers[index].isnan() & source.isnan() & found.isnan())).all()
+
+    numbers = torch.arange(-(1 << 15), 1 << 15).to(torch.int16).view(dtype)
+    index = torch.randperm(len(numbers))
+    for shift in (0, 1, 4321, 32768, 40000):
+        source = numbers.roll(shift)
+        for alpha in (1, 1.5):
+            want = ie.add_(numbers[index], source, alpha=alpha)
+            found = numbers.clone()
+            ie.index_add_(found, 0, index, source, alpha=alpha)
+            assert testing.last_path() == f"{capability}:index_elements"
+            check(found[index], want, source)
+        # Rows of elements apart, of two columns.
+        pair = torch.stack([numbers, numbers], 1)
+        ie.index_add_(pair[:, :1], 0, index, source.view(-1, 1))
+        want = ie.add_(numbers[index], source)
+        check(pair[:, 0][index], want, source)
+        assert torch.equal(pair[:, 1].view(torch.int16), numbers.view(torch.int16))
+
+
+@by_dtype
+def test_rows_are_filled_wherever_they_begin(dtype: torch.dtype) -> None:
+    """Also where no element lies at a multiple of its size; lengths about those of vectors."""
+    for skew in (0, 1, 3):
+        for columns in (1, 3, 15, 16, 17, 31, 33, 63, 64, 65, 100, 127, 128, 129, 200, 700):
+            pitch = columns + 3
+            memory = torch.zeros(5 * pitch * dtype.itemsize + skew, dtype=torch.uint8)
+            x = torch.frombuffer(memory.numpy(), dtype=dtype, offset=skew).view(5, pitch)
+            value = True if dtype == torch.bool else 77
+            call("setitem_", x, (slice(1, 4), slice(1, columns + 1)), value, path="move")
+            call("index_fill_", x[:, 1 : columns + 1], 0, torch.tensor([3, 0, 3]), value)
+            call("setitem_", x, torch.tensor([True, False, True, False, False]), value)
+
+
+@by_dtype
+def test_elements_apart_are_filled(dtype: torch.dtype) -> None:
+    value = True if dtype == torch.bool else 77
+    x = make((6, 90, 41), dtype, "contiguous")
+    for index in ((slice(None), slice(None), 3), (slice(1, 5, 2), slice(None), slice(0, 41, 9)),
+                  (..., slice(0, 12, 2)), (slice(None), slice(3, None, 7)),
+                  (2, slice(None), slice(1, None, 20)), (slice(None), 5, slice(None, None, 13)),
+                  (..., slice(None, None, 3))):  # fmt: skip
+        call("setitem_", x, index, value, path="move")
+        with threads(3):
+            call("setitem_", x, index, value)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.uint8], ids=dtype_name)
 @pytest.mark.parametrize("rows,columns", [(2048, 2061), (8192, 1031), (40, 100)])
 def test_scatter_to_rows_of_a_large_matrix(dtype: torch.dtype, rows: int, columns: int) -> None:
