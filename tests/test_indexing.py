@@ -413,6 +413,11 @@ def test_elements_apart_are_filled(dtype: torch.dtype) -> None:
         call("setitem_", x, index, value, path="move")
         with threads(3):
             call("setitem_", x, index, value)
+    # Threads begin within rows, with pieces shorter than those that follow.
+    x = make((301, 703), dtype, "contiguous")
+    for count in (1, 2, 3):
+        with threads(count):
+            call("setitem_", x, (slice(None), slice(None, None, 2)), value, path="move")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.uint8], ids=dtype_name)

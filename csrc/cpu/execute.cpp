@@ -1332,10 +1332,12 @@ class Executor {
     for (int64_t i = begin; i < end;) {
       if (index[0] > 0 || end - i < row || space_.dims == 1) {
         const int64_t n = min(end - i, row - index[0]);
+        IE_ASSERT(lies_in_tensor(x, {base[t], n, step, 1, 0}));
         store(base[t], n);
         i += n;
       } else {
         const int64_t whole = min((end - i) / row, rows - index[1]);
+        IE_ASSERT(lies_in_tensor(x, {base[t], row, step, whole, row_step}));
         for (int64_t r = 0; r < whole; ++r) store(base[t] + r * row_step, row);
         i += whole * row;
         index[1] += whole - 1;
@@ -1358,6 +1360,7 @@ class Executor {
       alignas(64) char pattern[kVectorBytes];
       fill(pattern, dst.want, program_.scalar[from], kVectorBytes / dst.want_item);
       const auto v = Vec<uint8_t>::load(pattern);
+      IE_ASSERT(lies_in_tensor(dst, {base[to], space_.size[0], dst.item, rows, to_step}));
       for (int64_t r = 0; r < rows; ++r) {
         char* const row = base[to] + r * to_step;
         if (bytes < 2 * kVectorBytes && bytes >= kVectorBytes) {

@@ -108,7 +108,7 @@ inline bool holds(const Matrix& m) {
 
 // Every launch goes to the stream, a cudaStream_t of the current device, and waits for nothing. What comes
 // back is a cudaError_t.
-constexpr uint32_t kCudaAbiVersion = 2;
+constexpr uint32_t kCudaAbiVersion = 3;
 struct CudaKernels {
   uint32_t abi, table; // kCudaAbiVersion and table_fingerprint() of the build
   int toolkit;         // CUDART_VERSION
