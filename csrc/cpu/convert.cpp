@@ -169,7 +169,7 @@ void fill_with(void* x, T value, int64_t n, bool past_caches) {
   T* const end = p + n;
   // Elements lie at multiples of their size, so the pattern fits at any aligned address.
   if (n < V::N || reinterpret_cast<uintptr_t>(p) % sizeof(T) != 0) {
-    for (int64_t i = 0; i < n; ++i) p[i] = value;
+    for (int64_t i = 0; i < n; ++i) std::memcpy(static_cast<char*>(x) + i * sizeof(T), &value, sizeof(T));
     return;
   }
   const V v(value);
